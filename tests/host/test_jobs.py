@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, Deque, Iterator, List
+from typing import Any, Callable, Deque, Dict, Iterator, List
 
 import pytest
 
@@ -22,8 +22,10 @@ class Counted(Deque[Any]):
 
 
 class Caller(Session):
+    answers = 0
+
     def deliver(self, output: List[Output]) -> None:
-        """Nobody reads it."""
+        self.answers += len(output)
 
 
 def test_who_is_worked_for_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +48,33 @@ def test_who_is_worked_for_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     while later:
         later.pop(0)()
     assert (host.working_for(first), host.busy) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "command"),
+    [
+        ("queue.publish", {"queue": "%s", "message": 1}, "queue.list"),
+        ("stream.publish", {"room": "%s", "event_type": "t", "data": 1}, "stream.rooms"),
+        ("pubsub.subscribe", {"topics": ["%s"]}, "pubsub.topics"),
+    ],
+)
+def test_others_are_served_while_names_are_listed(
+    monkeypatch: pytest.MonkeyPatch, make: str, fields: Dict[str, Any], command: str
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: List[Callable[[], None]] = []
+    numbers = iter(range(10**9))
+    host = EngineHost(Engine(ids=lambda: next(numbers)), soon=later.append)
+    caller, other = (Caller(host, CODECS["json"]) for _ in range(2))
+    for number in range(1_200):
+        host.execute(other, number, COMMANDS[make], (json.dumps(fields) % f"n{number}").encode())
+    host.end_turn()
+    before = other.answers
+    host.execute(caller, 1, COMMANDS[command], b"{}")
+    host.end_turn()
+    host.execute(other, 2_000, COMMANDS["kv.exists"], b'{"key":"k"}')
+    host.end_turn()
+    assert (caller.answers, other.answers - before) == (0, 1)
+    while later:
+        later.pop(0)()
+    assert caller.answers == 1

@@ -332,4 +332,6 @@ QUEUE_CONSUME_MANY = Command(
     Flag.WRITE | Flag.SPARING | Flag.WAITS | Flag.LEASES,
     result=ConsumedMany,
 )
-QUEUE_LIST = Command(30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.", Flag.STEPWISE)
+QUEUE_LIST = Command(
+    30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.", Flag.STEPWISE | Flag.SHARING
+)

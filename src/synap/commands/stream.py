@@ -163,7 +163,9 @@ STREAM_UNSUBSCRIBE = Command(
 STREAM_HISTORY = Command(
     43, "stream.history", StreamHistory, HistoryAnswer, "Read events of a room.", result=results.HistoryResult
 )
-STREAM_ROOMS = Command(44, "stream.rooms", StreamRooms, RoomsAnswer, "List the names of all rooms.", Flag.STEPWISE)
+STREAM_ROOMS = Command(
+    44, "stream.rooms", StreamRooms, RoomsAnswer, "List the names of all rooms.", Flag.STEPWISE | Flag.SHARING
+)
 STREAM_STATS = Command(
     45, "stream.stats", StreamStats, RoomStatsAnswer, "Read the figures of a room.", result=results.RoomStats
 )
