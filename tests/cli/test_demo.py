@@ -70,12 +70,12 @@ def test_the_demo_keeps_its_data_on_disk_unless_told_otherwise(for_real: Callabl
 
 
 def test_the_cluster_demo_loses_nothing_when_a_worker_a_gateway_and_a_primary_are_killed(spawn: Spawn) -> None:
-    process = spawn("demo", "--cluster", "--files", "400", "--plain")
+    process = spawn("demo", "--cluster", "--files", "1500", "--plain")
     out, err = process.communicate(timeout=180)
     said = out.decode()
     assert process.returncode == 0, said + err.decode()
     shown = figures(said)
-    assert (shown["tasks"], shown["missing"], shown["wrong"]) == ("400", "0", "0")
+    assert (shown["tasks"], shown["missing"], shown["wrong"]) == (f"{len(library.files(1500)):,}", "0", "0")
     assert re.fullmatch(r"worker-2 \(SIGKILL\), with \d+ tasks leased", shown["killed"]), said
     assert re.fullmatch(r"gateway-2 \(SIGKILL\), back after [\d.]+ s", shown["gateway"]), said
     assert re.fullmatch(r":\d+ \(SIGKILL\), :\d+ took over after [\d.]+ s", shown["primary"]), said

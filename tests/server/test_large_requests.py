@@ -38,7 +38,8 @@ def line(request: pytest.FixtureRequest, tmp_path: Path) -> inside.Line:
 async def answers(line: inside.Line, *frames: bytes) -> list[Frame]:
     for one in frames:
         line.receive(one)
-    while not line.session.settled():
+    session = line.session
+    while not session.settled() or session.host.working_for(session):
         await asyncio.sleep(0)
     return line.frames()
 

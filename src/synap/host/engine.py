@@ -194,7 +194,7 @@ class EngineHost(LoggedHost):
         job = Job(session, number, command, steps, size)
         jobs = self.jobs
         jobs.begin(job)
-        if len(jobs.running) > 1 or not self._go_on(job):
+        if (jobs.scheduled and len(jobs.running) > 1) or not self._go_on(job):
             self.busy = True
             jobs.ask(self.work)
 

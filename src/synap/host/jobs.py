@@ -74,6 +74,8 @@ class Jobs:
 
     def __init__(self, soon: Optional[Callable[[Callable[[], None]], object]], *, may_hurry: bool = True) -> None:
         self._soon = soon
+        self.scheduled = soon is not None
+        """Whether they are executed in slices. Else each is executed at once, one that another begins within that."""
         self._asked = False
         self._may_hurry = may_hurry
         """Whether slices may be short. Where answers wait for the disk each slice is a commit."""
