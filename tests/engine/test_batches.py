@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from synap import commands as c
-from synap.engine.callers import MISSING
-from synap.engine.engine import Limits
+from synap.engine.callers import MISSING, STEP
+from synap.engine.engine import MOST_STEPS, Limits
 from synap.errors import SynapError
 from tests.helpers.world import Client, World, dumped, on_disk, picture
 
@@ -65,6 +65,20 @@ def test_an_atomic_batch_sees_its_own_changes(world: World) -> None:
     results = world.batch(c.KvSet("a", X), c.KvIncr("a"), c.KvGet("a"), atomic=True)
     assert results[2].value == b"2"
     assert world.engine.journal.undos == []
+
+
+def test_an_atomic_batch_ends_where_its_commands_go_over_too_much(world: World) -> None:
+    for number in range(2 * STEP):
+        world(c.QueuePublish("q", X, delay=1000))
+        world(c.QueueCreate(f"q{number}"))
+    for long in (c.QueuePeek("q", state="delayed"), c.QueueList(), c.KvMGet(["k"] * 2 * STEP)):
+        few = [c.KvIncr("n"), *[long] * 100]
+        assert "BATCH_ABORTED" not in world.batch(*few, atomic=True)
+        before = picture(world.engine)
+        outcomes = world.batch(c.KvIncr("n"), *[long] * MOST_STEPS, atomic=True)
+        assert picture(world.engine) == before
+        assert set(outcomes) == {"BATCH_ABORTED", "PAYLOAD_TOO_LARGE"}
+        assert outcomes.index("PAYLOAD_TOO_LARGE") > MOST_STEPS // 10
 
 
 def test_a_broken_engine_is_put_back_before_the_failure_is_reported(world: World) -> None:

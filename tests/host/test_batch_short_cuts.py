@@ -18,10 +18,11 @@ from synap.commands import (
     SetAnswer,
 )
 from synap.engine import remembered
+from synap.engine.callers import run
 from synap.engine.engine import Engine
 from synap.errors import SynapError
 from synap.host import EngineHost, Output, Session
-from synap.host.batches import HINTS, MEASURES, Batching
+from synap.host.batches import HINTS, MEASURES, Batching, execute_batch
 from synap.shapes import SMALL, estimator
 from synap.wire.codec import CODECS
 
@@ -100,3 +101,30 @@ def test_each_command_of_a_batch_is_decoded_and_weighed_as_it_is_by_itself(forma
             expected += estimate(outcome.payload)
     assert batching.weight == expected
     assert [outcome.status for outcome in batching.outcomes].count("error") == 7
+
+
+def answered(session: Session, codec: Any, commands: List[Tuple[str, Any]], *, atomic: bool = True) -> List[Any]:
+    """Make a batch, and give what each command was answered: "success" or the code of its error."""
+    items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in commands]
+    steps = execute_batch(session.host, session, 1, BatchRequest(items, atomic), False)  # type: ignore[arg-type]
+    return [outcome.status if outcome.error is None else outcome.error.code for outcome in run(steps).results]
+
+
+def test_an_atomic_batch_whose_answers_are_too_large_together_does_nothing() -> None:
+    numbers = iter(range(10**9))
+    engine = Engine(ids=lambda: next(numbers))
+    session, codec = Caller(EngineHost(engine), CODECS["json"]), CODECS["json"]
+    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    many = [{"key": f"k{number}", "value": 1} for number in range(1_000)]
+    assert answered(session, codec, [("kv.mset", {"pairs": many})]) == ["success"]
+    scan = ("kv.scan", {"count": 1_000})
+    write = ("kv.incr", {"key": "n"})
+    assert answered(session, codec, [scan] * 200) == ["success"] * 200
+    outcomes = answered(session, codec, [write, *[scan] * 201])
+    assert outcomes == [*["BATCH_ABORTED"] * 201, "PAYLOAD_TOO_LARGE"]
+    assert "n" not in engine.keys.values
+    assert answered(session, codec, [("kv.set", {"key": "large", "value": "x" * 1_000_000}), write]) == ["success"] * 2
+    outcomes = answered(session, codec, [write, *[("kv.get", {"key": "large"})] * 70])
+    assert outcomes.count("PAYLOAD_TOO_LARGE") == 1
+    assert outcomes.count("BATCH_ABORTED") == 70
+    assert engine.keys.values["n"] == b"1"

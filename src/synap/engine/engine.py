@@ -19,7 +19,7 @@ from synap import commands as c
 from synap.commands import Shape
 from synap.engine import queuelog
 from synap.engine import records as r
-from synap.engine.callers import MISSING, WAITING, Caller, Number, Signal, Steps, run
+from synap.engine.callers import MISSING, STEP, WAITING, Caller, Number, Signal, Steps, run, until
 from synap.engine.core import Core
 from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
@@ -53,6 +53,9 @@ _READ, _SUBSCRIBE, _WAIT, _WRITE, _SETTLE = Shape.READ, Shape.SUBSCRIBE, Shape.W
 
 _kind = itemgetter(0)
 """The kind of a record."""
+
+MOST_STEPS = 2_000
+"""The most steps that the commands of an atomic batch take: each goes over 500 items or so, and all are one turn."""
 
 _WORK = 250
 """The most that one call of `Engine.advance` processes, of each kind."""
@@ -148,13 +151,20 @@ class Engine:
         executor: Executor = self.runs[command.code]
         return executor(payload, now, caller, number)
 
-    def execute_atomic(self, items: List[Any], now: float, caller: Caller, number: Number = 0) -> c.BatchAnswer:
+    def execute_atomic(
+        self,
+        items: List[Any],
+        now: float,
+        caller: Caller,
+        number: Number = 0,
+        check: Callable[[Any], None] = lambda answer: None,
+    ) -> c.BatchAnswer:
         """Run decoded payloads in order, all or none; an item that is a `SynapError` (it could not be decoded) fails.
 
         The first that fails undoes those before it, nothing has changed and nothing went out; it has its error and all
-        others `BATCH_ABORTED`.
+        others `BATCH_ABORTED`. So does one whose answer `check` raises for, or with which the batch takes too long.
         """
-        answer = self._run_atomic(items, now, caller)
+        answer = self._run_atomic(items, now, caller, check)
         if caller.session and any(
             outcome.error is None and c.BY_PAYLOAD[type(item)].shape != _READ
             for item, outcome in zip(items, answer.results)
@@ -162,17 +172,19 @@ class Engine:
             self.replies.keep(caller.session, number, answer, now)
         return answer
 
-    def _run_atomic(self, items: List[Any], now: float, caller: Caller) -> c.BatchAnswer:
+    def _run_atomic(self, items: List[Any], now: float, caller: Caller, check: Callable[[Any], None]) -> c.BatchAnswer:
         journal = self.journal
         keeps_undo, journal.keep_undo = journal.keep_undo, True
         undos, records = len(journal.undos), len(journal.records)
         outcomes: List[c.BatchOutcome] = []
         self.effects.hold()
+        left = iter(range(MOST_STEPS))
         try:
             for item in items:
                 answer = self.execute_item(item, now, caller)
                 if isinstance(answer, GeneratorType):
-                    answer = run(answer)
+                    answer = _finished(answer, left)
+                check(answer)
                 outcomes.append(c.BatchOutcome("success", answer))
         except BaseException as error:
             self.effects.drop()
@@ -382,6 +394,15 @@ class Engine:
 def failed(error: SynapError) -> c.BatchOutcome:
     """Return the outcome of a command of a batch that failed."""
     return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
+
+
+def _finished(steps: Steps, left: Iterator[int]) -> Any:
+    """Run the steps of one command of an atomic batch, as long as some are `left`; returns its answer."""
+    answer = run(until(steps, lambda: next(left, None) is None))
+    if answer is None:
+        text = f"the commands up to this one go over about {MOST_STEPS * STEP:,} items, the most of an atomic batch"
+        raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; nothing was done", {"limit": MOST_STEPS * STEP})
+    return answer
 
 
 def aborted(count: int, place: int, error: SynapError) -> c.BatchAnswer:

@@ -31,6 +31,7 @@ MEASURES = {
     if (estimate := estimator(command.answer)) is not None
 }
 """What estimates the bytes of an answer, and what counts the items of its lists, for answers that aren't `SMALL`."""
+_UNLISTED = None, None
 
 
 def execute_batch(host: LoggedHost, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
@@ -80,10 +81,41 @@ def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRe
         if time.perf_counter() > host.jobs.until:
             yield
     _check_accepted(host, request)  # decoding may have taken a while
-    return host.engine.execute_atomic(items, host.clock(), session, number)
+    return host.engine.execute_atomic(items, host.clock(), session, number, Measured().check)
 
 
-class Batching:
+class Measured:
+    """How much the answers of one batch are together."""
+
+    def __init__(self) -> None:
+        self.weight = 0
+        """Their estimated bytes."""
+        self.listed = 0
+        """Items of their lists."""
+
+    def add(self, answer: Any) -> None:
+        """Count an answer."""
+        estimate, count = MEASURES.get(type(answer), _UNLISTED)
+        self.weight += SMALL if estimate is None else estimate(answer)
+        if count is not None:
+            self.listed += count(answer)
+
+    def check(self, answer: Any) -> None:
+        """Count an answer; raises where they are too large together."""
+        self.add(answer)
+        if self.weight > MAX_ANSWER or self.listed > MOST_LISTED:
+            raise self.too_large("up to this one", "nothing was done")
+
+    def too_large(self, which: str, done: str) -> SynapError:
+        """Build the error for too much."""
+        limit, have, most = MAX_ANSWER, f"have about {self.weight:,} bytes", f"{MAX_ANSWER:,}"
+        if self.weight <= MAX_ANSWER:
+            limit, have, most = MOST_LISTED, f"list {self.listed:,} items", f"{MOST_LISTED:,}"
+        text = f"the answers {which} {have}, more than {most} together; {done}"
+        return SynapError("PAYLOAD_TOO_LARGE", text, {"limit": limit})
+
+
+class Batching(Measured):
     """One batch that isn't atomic. Its commands are `numbered` where they come from several requests of the session.
 
     The outcomes of each slice that wrote are remembered, so that a retry after a crash continues where it stopped.
@@ -92,6 +124,7 @@ class Batching:
     def __init__(
         self, host: LoggedHost, session: Session, number: Number, request: BatchRequest, numbered: bool
     ) -> None:
+        super().__init__()
         self.host = host
         self.session = session
         self.number = number
@@ -104,9 +137,6 @@ class Batching:
         """Outcomes in those slices."""
         self.wrote = False
         """Whether a command since the last remembered slice had effects."""
-        self.weight = 0
-        self.listed = 0
-        """Items of lists in the answers so far."""
         self.errors = 0
 
     def steps(self, retried: bool) -> Steps:
@@ -138,7 +168,7 @@ class Batching:
                 if command.admin or session.permit is not None:
                     session.check(command, payload)
                 if self.weight > MAX_ANSWER or self.listed > MOST_LISTED:
-                    raise self._too_large()
+                    raise self.too_large("before this one", "this command was not executed")
                 if host.holds:
                     begun = len(journal.undos), len(journal.records)
                 if self.numbered:
@@ -159,13 +189,8 @@ class Batching:
                     self.weight += SMALL + len(answer.value or b"")
                 elif kind is SetAnswer:
                     self.weight += SMALL + len(answer.previous or b"")
-                elif (measures := MEASURES.get(kind)) is None:
-                    self.weight += SMALL
                 else:
-                    estimate, count = measures
-                    self.weight += estimate(answer)
-                    if count is not None:
-                        self.listed += count(answer)
+                    self.add(answer)
             except SynapError as error:
                 self._failed(error)
             except Exception:  # of one command: its changes are undone, and the others have outcomes of their own
@@ -181,13 +206,6 @@ class Batching:
         if self.numbered and not counted:
             self.host.count_error(error.code)
         self.outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
-
-    def _too_large(self) -> SynapError:
-        limit, have, most = MAX_ANSWER, f"have about {self.weight:,} bytes", f"{MAX_ANSWER:,}"
-        if self.weight <= MAX_ANSWER:
-            limit, have, most = MOST_LISTED, f"list {self.listed:,} items", f"{MOST_LISTED:,}"
-        text = f"the answers before this one {have}, more than {most} together; this command was not executed"
-        return SynapError("PAYLOAD_TOO_LARGE", text, {"limit": limit})
 
     def _execute_numbered(self, command: Command, payload: Any, now: float, number: int) -> Any:
         host, session = self.host, self.session
