@@ -128,3 +128,28 @@ def test_an_atomic_batch_whose_answers_are_too_large_together_does_nothing() -> 
     assert outcomes.count("PAYLOAD_TOO_LARGE") == 1
     assert outcomes.count("BATCH_ABORTED") == 70
     assert engine.keys.values["n"] == b"1"
+
+
+def test_what_an_earlier_attempt_was_answered_counts_in_a_batch_that_goes_on() -> None:
+    numbers = iter(range(10**9))
+    host = EngineHost(Engine(ids=lambda: next(numbers)))
+    codec = CODECS["json"]
+    session = Caller(host, codec, "s" * 32)
+    commands: List[Tuple[str, Any]] = [
+        ("kv.gte", {}),
+        ("kv.mget", {"keys": ["a"] * 9}),
+        ("kv.get", {"key": "a"}),
+        ("kv.set", {"key": "a", "value": 1}),
+    ]
+    items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in [*commands, commands[0]]]
+    first = Batching(host, session, 1, BatchRequest(items), False)
+    host.jobs.until = 0.0  # each command is a slice
+    steps = first.steps(False)
+    while len(first.outcomes) < len(commands):
+        next(steps)
+    before = (first.weight, first.listed, first.errors)
+    second = Batching(host, session, 1, BatchRequest(items), False)
+    assert next(second.steps(True)) is None
+    assert second.outcomes == first.outcomes
+    assert (second.weight, second.listed, second.errors) == before
+    assert second.listed == 9

@@ -200,9 +200,12 @@ class Batching(Measured):
         self._remember(last=True)
         return BatchAnswer(outcomes)
 
-    def _failed(self, error: SynapError, *, counted: bool = False) -> None:
+    def _count_error(self, message: str) -> None:
         self.errors += 1
-        self.weight += SMALL + len(error.message)
+        self.weight += SMALL + len(message)
+
+    def _failed(self, error: SynapError, *, counted: bool = False) -> None:
+        self._count_error(error.message)
         if self.numbered and not counted:
             self.host.count_error(error.code)
         self.outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
@@ -241,6 +244,11 @@ class Batching(Measured):
             done = self.host.engine.recall(self.session.session, part(self.number, self.parts))
             if done is MISSING:
                 return
+            for outcome in done.results:
+                if outcome.error is None:
+                    self.add(outcome.payload)
+                else:
+                    self._count_error(outcome.error.message)
             self.outcomes += done.results
             self.parts += 1
             self.remembered = len(self.outcomes)
