@@ -12,7 +12,7 @@ import pytest
 
 from synap.engine.records import KEYS
 from synap.host.clock import Clock
-from synap.storage import Damaged, Unusable, snapshot, wal
+from synap.storage import Damaged, Unusable, backup, snapshot, wal
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
 from synap.storage.rows import COMMIT, pack, seal
@@ -272,3 +272,19 @@ def test_what_else_is_in_the_directory_is_no_obstacle(directory: str, tmp_path: 
     assert report.sound, report.problems
     assert contents_of(str(tmp_path / "saved")) == expected
     assert "examined" not in os.listdir(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", [DATABASE, WAL, MARK])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_named_and_not_read(directory: str, tmp_path: Any, name: str, make: Any) -> None:
+    path = os.path.join(directory, name)
+    os.unlink(path)
+    make(path)
+    found = check(directory).problems
+    assert (name, "the file", "it is no file") in found
+    with pytest.raises(Unusable, match=r"it is (no file|empty)"):
+        Service(directory)
+    with pytest.raises(Unusable, match=r"it is (no file|empty)"):
+        backup.copy(directory, str(tmp_path / "copy"))
+    if name == MARK:
+        assert repair(directory, str(tmp_path / "saved")).records > 200

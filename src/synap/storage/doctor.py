@@ -12,7 +12,7 @@ from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.records import KEYS
 from synap.storage.durable import spacious_engine
-from synap.storage.layout import DATABASE, MARK, WAL, Damaged, no_data, refusal
+from synap.storage.layout import DATABASE, MARK, WAL, Damaged, check_files, no_data, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
@@ -138,6 +138,11 @@ class _Examination:
             self._found(DATABASE, "the file", "it is missing")
             return self._report()
         self._read_mark()
+        try:
+            check_files(self.files, DATABASE, WAL)
+        except Damaged as error:
+            self._note(error)
+            return self._report()
         if os.path.getsize(path) == 0:
             # SQLite would take it for new, and remove the write-ahead log.
             self._found(DATABASE, "byte 0", "it is empty")

@@ -78,3 +78,11 @@ def damage(directory: str, file: str, place: str, what: str) -> Damaged:
         "and with `--repair NEW_DIRECTORY` saves what is sound",
         {"directory": directory, "file": file, "place": place, "what": what},
     )
+
+
+def check_files(directory: str, *names: str) -> None:
+    """Raise `Damaged` where there is something with one of these names that is no file: a pipe would never be read."""
+    for name in names:
+        path = os.path.join(directory, name)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise damage(directory, name, "the file", "it is no file")

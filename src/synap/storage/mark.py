@@ -29,7 +29,7 @@ import zlib
 from contextlib import closing
 from typing import NamedTuple, Optional
 
-from synap.storage.layout import MARK, damage
+from synap.storage.layout import MARK, check_files, damage
 
 _SLOT = struct.Struct(">4s16sQQ16sI")
 _HEAD, _CRC = struct.Struct(">4s16sQQ16s"), struct.Struct(">I")
@@ -78,6 +78,7 @@ def _decode(data: bytes) -> Optional[Promise]:
 
 def read_mark(directory: str) -> Optional[Promise]:
     """Read the mark of a directory; None where there is none. Raises `Damaged` where neither slot can be read."""
+    check_files(directory, MARK)
     try:
         with open(os.path.join(directory, MARK), "rb") as file:
             data = file.read(_SIZE)

@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
-from synap.storage.layout import DATABASE, MARK, WAL, Damaged, damage, refusal
+from synap.storage.layout import DATABASE, MARK, WAL, Damaged, check_files, damage, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.prefetch import Row, Rows, prefetch
 from synap.storage.reserve import free_space
@@ -265,6 +265,7 @@ def identify(directory: str) -> Identity:
 @contextmanager
 def reading(directory: str, structure: Optional[Structure] = None) -> Iterator[sqlite3.Connection]:
     """Open a database for reading; what goes wrong meanwhile is raised as `Damaged` or `Unusable`."""
+    check_files(directory, DATABASE, WAL)
     try:
         connection = connect(os.path.join(directory, DATABASE), read_only=True)
         try:
