@@ -290,6 +290,7 @@ class Queue:
             level.returned = []
         if level.fresh:
             level.fresh.clear()
+        level.stale = 0
 
     def page(self, after: Optional[Message], limit: int) -> List[Message]:
         """List up to `limit` ready messages in the order they would leave, from behind `after` on."""

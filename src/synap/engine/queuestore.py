@@ -33,8 +33,8 @@ from synap.errors import QueueNotFoundError, SynapError
 SUFFIX = ".dlq"
 """The suffix of a dead-letter queue's name."""
 
-QUEUE_COST = 1200
-"""Bytes that a queue is estimated to take beside its name and what is in it."""
+QUEUE_COST = 2000
+"""Bytes that a queue is estimated to take beside its name and what is in it, once it has held a message."""
 
 LAPSED = 10_000
 """Expired leases that are remembered, so that a late `ack` fails with the reason."""
