@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
-from synap.engine.engine import Engine
+from synap.engine.engine import Engine, Limits
 from synap.errors import KeyNotFoundError, MessageNotFoundError, QueueNotFoundError
 from synap.host import EngineHost
-from synap.storage import durable, open_host
+from synap.storage import backup, doctor, durable, open_host, portable
 from synap.storage.commit import DiskLog
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
@@ -340,3 +341,26 @@ def test_whatever_breaks_while_a_directory_is_opened_leaves_nothing_of_it_open(
     with Service(directory) as service:
         assert service.do(c.KvGet("k")).value == b"1"
         assert held_open(directory)
+
+
+def test_a_room_that_was_kept_for_longer_is_trimmed_by_who_keeps_it_for_less_and_not_by_tools(
+    start: Open, directory: str, clock: Clock, tmp_path: Any
+) -> None:
+    """As `docs/operations.md` says of a program that opens a service's directory as `file://`."""
+    service = start(limits=Limits(room_age=1e9))
+    service.do(c.StreamPublish("r", "t", b"1"))
+    clock.now += 2 * Limits.room_age
+    service.do(c.StreamPublish("r", "t", b"2"))
+    service.close()
+    out = io.BytesIO()
+    portable.export_directory(directory, out, now=clock.now)
+    assert out.getvalue().count(b'"type":"event"') == 2
+    copies = [str(tmp_path / "copy"), str(tmp_path / "saved"), str(tmp_path / "imported")]
+    backup.copy(directory, copies[0])
+    doctor.repair(directory, copies[1])
+    portable.import_directory(io.BytesIO(out.getvalue()), copies[2], now=clock.now)
+    for copy in copies:
+        with Service(copy, clock=clock, limits=Limits(room_age=1e9)) as kept:
+            assert len(kept.do(c.StreamHistory("r")).events) == 2
+    assert [event.data for event in start().do(c.StreamHistory("r")).events] == [b"2"]
+    assert [event.data for event in start(limits=Limits(room_age=1e9)).do(c.StreamHistory("r")).events] == [b"2"]
