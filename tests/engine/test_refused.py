@@ -104,9 +104,9 @@ def named(payload: Any) -> str:
     return type(payload).__name__
 
 
-def furnish(**options: Any) -> Tuple[World, Client, c.MessageAnswer]:
+def furnish(seed: int = 0, **options: Any) -> Tuple[World, Client, c.MessageAnswer]:
     """Make a world with some of everything, and a caller with a session."""
-    world = World(limits=Limits(**{"room_events": 3, **options}), durable=True)
+    world = World(limits=Limits(**{"room_events": 3, **options}), durable=True, seed=seed)
     caller = Client("s" * 32)
     world(c.KvSet("a", V))
     world(c.KvSet("t", V, ttl=1000))
