@@ -15,11 +15,13 @@ from synap.commands import (
     ErrorAnswer,
     GetAnswer,
     MGetAnswer,
+    QueueCreate,
     SetAnswer,
 )
 from synap.engine import remembered
-from synap.engine.callers import run
+from synap.engine.callers import STEP, run
 from synap.engine.engine import Engine
+from synap.engine.journal import Journal
 from synap.errors import SynapError
 from synap.host import EngineHost, Output, Session
 from synap.host.batches import HINTS, MEASURES, Batching, execute_batch
@@ -153,3 +155,34 @@ def test_what_an_earlier_attempt_was_answered_counts_in_a_batch_that_goes_on() -
     assert second.outcomes == first.outcomes
     assert (second.weight, second.listed, second.errors) == before
     assert second.listed == 9
+
+
+MANY = [("kv.set", {"key": "large", "value": [{"number": number} for number in range(30_000)]}), ("queue.list", {})]
+
+
+@pytest.mark.parametrize("slow", MANY, ids=["decoded in steps", "executed in steps"])
+def test_what_a_batch_did_before_a_slice_ends_is_remembered_with_it(slow: Tuple[str, Any]) -> None:
+    """The slice is a commit. After a crash, a retry must not do it again."""
+    codec = CODECS["json"]
+
+    def engine() -> Engine:
+        numbers = iter(range(10**9))
+        return Engine(ids=lambda: next(numbers), journal=Journal(keep_records=True))
+
+    hosts = [EngineHost(engine()), EngineHost(engine())]
+    hosts[0].engine.journal.keep_records = True
+    commands: List[Tuple[str, Any]] = [("kv.incr", {"key": "n"}), slow, ("kv.incr", {"key": "n"})]
+    items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in commands]
+    for number in range(2 * STEP):
+        hosts[0].engine.execute(QueueCreate(f"q{number}"), 0.0, Caller(hosts[0], codec))
+    session = Caller(hosts[0], codec, "s" * 32)
+    slices = Batching(hosts[0], session, 1, BatchRequest(items), False).steps(False)
+    hosts[0].jobs.until = float("inf")
+    next(slices)
+    hosts[1].engine.restore_all(hosts[0].engine.collect()[0])
+    hosts[1].engine.restored(hosts[1].clock())
+    assert hosts[1].engine.keys.values["n"] == b"1"
+    session = Caller(hosts[1], codec, "s" * 32)
+    hosts[1].jobs.until = float("inf")
+    run(Batching(hosts[1], session, 1, BatchRequest(items), False).steps(True))
+    assert hosts[1].engine.keys.values["n"] == b"2"

@@ -158,7 +158,7 @@ class Batching(Measured):
                 command = COMMANDS.get(item.command) or find(item.command, hint=self.errors < HINTS)
                 body = bytes(item.payload) or codec.empty
                 if len(body) > LARGE:
-                    payload = yield from codec.decode_in_steps(command, body, hint=self.errors < HINTS)
+                    payload = yield from self._in_slices(codec.decode_in_steps(command, body, hint=self.errors < HINTS))
                     now = host.clock()
                 else:
                     try:  # as `Codec.decode_payload`, without a call for each command
@@ -182,7 +182,7 @@ class Batching(Measured):
                 begun = None
                 kind = type(answer)
                 if kind is GeneratorType:
-                    answer = yield from answer if command.sharing else jobs.alone(answer)
+                    answer = yield from self._in_slices(answer) if command.sharing else jobs.alone(answer)
                     kind, now = type(answer), host.clock()
                 outcomes.append(BatchOutcome("success", answer))
                 if kind is GetAnswer:  # as in `MEASURES`, inlined for the most frequent answers
@@ -225,6 +225,18 @@ class Batching(Measured):
         return host.engine.execute(payload, now, session, number)
 
     # ---- remembered slices
+    def _in_slices(self, steps: Steps) -> Steps:
+        """Run steps between which the changes so far may be committed, so that they must be remembered with them."""
+        try:
+            while True:
+                pause = next(steps)
+                self._remember()
+                yield pause
+        except StopIteration as done:
+            return done.value
+        finally:
+            steps.close()
+
     def _remember(self, *, last: bool = False) -> None:
         """Remember the outcomes since the last remembered slice, if any of them had effects."""
         if not self.wrote or self.numbered or not self.session.session:
