@@ -9,6 +9,7 @@ import pytest
 from synap import commands as c
 from synap.engine.callers import MISSING, STEP
 from synap.engine.engine import MOST_STEPS, Limits
+from synap.engine.priorities import EXAMINED
 from synap.errors import SynapError
 from tests.helpers.world import Client, World, dumped, on_disk, picture
 
@@ -79,6 +80,16 @@ def test_an_atomic_batch_ends_where_its_commands_go_over_too_much(world: World) 
         assert picture(world.engine) == before
         assert set(outcomes) == {"BATCH_ABORTED", "PAYLOAD_TOO_LARGE"}
         assert outcomes.index("PAYLOAD_TOO_LARGE") > MOST_STEPS // 10
+
+
+def test_looking_into_a_queue_of_messages_that_came_back_counts_in_an_atomic_batch(world: World) -> None:
+    for _ in range(4 * EXAMINED):
+        world(c.QueuePublish("q", X))
+    held = [message for _ in range(4 * EXAMINED // 1000) for message in world(c.QueueConsumeMany(["q"], 1000)).messages]
+    for message in held:
+        world(c.QueueNack("q", message.message_id))
+    outcomes = world.batch(*[c.QueuePeek("q", limit=1)] * MOST_STEPS, atomic=True)
+    assert MOST_STEPS // 5 <= outcomes.index("PAYLOAD_TOO_LARGE") < MOST_STEPS // 3
 
 
 def test_a_broken_engine_is_put_back_before_the_failure_is_reported(world: World) -> None:

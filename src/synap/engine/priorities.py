@@ -199,6 +199,11 @@ class Queue:
         """Messages that count against `max_depth`: ready, leased and delayed."""
         return self.ready + len(self.leased) + len(self.delayed)
 
+    @property
+    def returned(self) -> int:
+        """Entries that a page has to be looked for in."""
+        return sum([len(level.returned) for level in self.levels if level is not None])
+
     def listing(self) -> List[Message]:
         """List what is in the queue, in no order; some may be listed twice, and some that are gone."""
         return [*self._entries(), *self.delayed.values(), *self.leased.values()]

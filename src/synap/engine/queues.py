@@ -9,7 +9,7 @@ from synap import commands as c
 from synap.commands import CLIENT_PREFIX
 from synap.engine.callers import STEP, Caller, Number, Signal, Steps, at_once, in_order
 from synap.engine.deliveries import LETTER, Deliveries, waiter_cost
-from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
+from synap.engine.priorities import EXAMINED, MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
@@ -129,6 +129,8 @@ class Queues:
         number = None if p.after is None else _number(queue, p.after)
         if p.state == "ready":
             after = None if number is None else (yield from queue.find_ready(number))
+            for _ in range(0, queue.returned, EXAMINED):
+                yield  # all at once, but it counts as so many steps
             found = queue.page(after, p.limit + 1) if number is None or after is not None else None
         else:
             held: Collection[Message] = queue.leased.values() if p.state == "leased" else queue.delayed.values()
