@@ -18,8 +18,9 @@ import pytest
 from synap.server.tls import Acceptor
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
+from tests.helpers.loops import loop_environment
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Native, dial, memory, pieces, read_all, read_head
+from tests.helpers.raw import Native, dial, memory, pieces, read_all, read_head, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 MB = 1024 * 1024
@@ -336,6 +337,39 @@ def test_nonsense_on_a_tls_port_harms_nobody(serve: Serve, certificate: tuple[st
         assert b'"status": "ok"' in read_all(peer)
     assert service.stop() == 0
     assert "Traceback" not in "".join(service.output)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_service_without_descriptors_says_so_in_a_line_and_accepts_again(
+    serve: Serve,
+    tls: bool,
+    certificate: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """On asyncio's own loop: it logged a traceback for each of 2,048 connections that might have waited."""
+    resource = pytest.importorskip("resource")
+    secured = ("--tls-cert", certificate[0], "--tls-key", certificate[1]) if tls else ()
+    server = serve(*secured, environment=loop_environment("asyncio", tmp_path_factory))
+    context = ssl.create_default_context(cafile=certificate[0])
+
+    def ask(peer: socket.socket, path: str, connection: bytes = b"close") -> bytes:
+        with context.wrap_socket(peer, server_hostname="localhost") if tls else peer as peer:
+            head = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: %b\r\n\r\n"
+            peer.sendall(head % (path.encode(), connection))
+            return read_all(peer)
+
+    ask(dial(server), "/api/v1/ws", b"Upgrade\r\nUpgrade: websocket")  # what is imported later needs descriptors, too
+    ask(dial(server), "/metrics")
+    soft, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (8, hard))
+    waiting = [dial(server) for _ in range(3)]
+    wait_for(lambda: "no connection can be accepted" in "".join(server.output))
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert all(b'"status": "ok"' in ask(peer, "/health") for peer in waiting)
+    assert server.stop() == 0
+    said = "".join(server.output)
+    assert "Traceback" not in said
+    assert "out of system resource" not in said
 
 
 # -------------------------------------------------------------------------------------- where a request ends

@@ -95,7 +95,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         service, config = self.service, cast(Any, self.config)
-        if sockets is None or service.tls is None:
+        own = service.tls is not None or isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+        if sockets is None or not own:  # without TLS, uvloop's servers do
             await super().startup(sockets)
         else:
             protocol = functools.partial(config.http_protocol_class, config, self.server_state, self.lifespan.state)

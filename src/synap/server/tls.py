@@ -1,8 +1,9 @@
-"""TLS of the service: the context, which is made again when certificates change, and accepting connections."""
+"""TLS of the service: the context, which is made again when certificates change; and accepting connections."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import socket
@@ -139,20 +140,28 @@ class Handshake:
         self.task.cancel()
 
 
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Why no connection can be accepted for a while."""
+PAUSE = 1.0
+"""Seconds of that while, and between two log lines about it."""
+
+
 class Acceptor:
-    """Accepts connections on one socket, and hands them to a protocol after their TLS handshake.
+    """Accepts connections on one socket, and hands them to a protocol, after their TLS handshake where there is one.
 
     asyncio's own servers report a connection only after its handshake, so connections that never finish it could not be
-    counted or ended.
+    counted or ended. Out of descriptors, they log a traceback for each connection that might wait, every second.
     """
 
     def __init__(
-        self, listening: socket.socket, service: Service, tls: Tls, protocol: Callable[[], asyncio.Protocol]
+        self, listening: socket.socket, service: Service, tls: Tls | None, protocol: Callable[[], asyncio.Protocol]
     ) -> None:
         self._listening = listening
         self._service = service
         self._tls = tls
         self._protocol = protocol
+        self._plain: set[asyncio.Task[None]] = set()
+        """What hands connections over that have no handshake."""
         self._task = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
@@ -164,14 +173,22 @@ class Acceptor:
         while True:
             try:
                 opened, _ = await loop.sock_accept(self._listening)
-            except OSError as error:  # no descriptor is left, or the peer is gone already
-                log.debug("a connection can't be accepted: %s", error)
-                await asyncio.sleep(0.1)
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    log.warning("no connection can be accepted for now: %s", error.strerror)
+                    await asyncio.sleep(PAUSE)
+                else:  # the peer is gone already
+                    await asyncio.sleep(0)
+                continue
+            opened.setblocking(False)
+            if self._tls is None:
+                task = asyncio.ensure_future(self._connect(opened, self._protocol))
+                self._plain.add(task)
+                task.add_done_callback(self._plain.discard)
                 continue
             if self._service.full():
                 opened.close()
                 continue
-            opened.setblocking(False)
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handshake = Handshake()
             self._service.connections.add(handshake)
@@ -187,20 +204,26 @@ class Acceptor:
             opened.close()
 
     async def _secure(self, handshake: Handshake, opened: socket.socket) -> None:
+        assert self._tls is not None
         handshake.begun = True
         try:
             patience = self._service.config.handshake_timeout
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Secured(self._protocol(), opened),
+            await self._connect(
                 opened,
+                lambda: _Secured(self._protocol(), opened),
                 ssl=self._tls.context,
                 ssl_handshake_timeout=patience,
             )
-        except (OSError, EOFError, RuntimeError) as error:  # a reset, nonsense or a timeout in the handshake
-            log.debug("no TLS with a peer: %s", error)
-            opened.close()
         finally:
             self._service.connections.discard(handshake)
+
+    @staticmethod
+    async def _connect(opened: socket.socket, protocol: Callable[[], asyncio.Protocol], **tls: Any) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, opened, **tls)
+        except (OSError, EOFError, RuntimeError) as error:  # a reset; in a handshake nonsense or a timeout
+            log.debug("no connection with a peer: %s", error)
+            opened.close()
 
 
 def common_name(transport: Any) -> str | None:
