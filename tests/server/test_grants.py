@@ -195,3 +195,30 @@ def test_short_cuts_of_rules_allow_what_their_grants_match(facility: str) -> Non
         grant = Grant(f"{chosen.choice((facility, '*'))}:read:{pattern}")
         access = Access("key", False, [grant])
         assert access.may(facility, "read", name) is grant.matches(facility, name), (pattern, name)
+
+
+def contains(outer: list[str], inner: list[str]) -> bool:
+    """Say plainly whether the pattern `outer` matches every topic that `inner`, a pattern or a topic, matches."""
+    if not outer:
+        return not inner
+    if outer[0] == "#":
+        return contains(outer[1:], inner) or (bool(inner) and contains(outer, inner[1:]))
+    return bool(inner) and inner[0] != "#" and outer[0] in ("*", inner[0]) and contains(outer[1:], inner[1:])
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "*", "#", "a#", "a.b", "$", ".", "\n"]), min_size=1, max_size=7)
+
+
+@given(WORDS, WORDS)
+def test_a_pattern_of_topics_is_contained_as_one_would_say(outer: list[str], inner: list[str]) -> None:
+    pattern, name = ".".join(outer), ".".join(inner)
+    grant = Grant(f"pubsub:read:{pattern}")
+    assert grant.matches("pubsub", name) == contains(pattern.split("."), name.split("."))
+
+
+@pytest.mark.parametrize("pattern", ["#.a.#.b", "#.a.*.#.b", ".".join(["#", "*"] * 8), ".".join(["#.a"] * 250)])
+def test_no_name_makes_a_pattern_of_topics_take_long(pattern: str) -> None:
+    """Ten thousand may be in one request, before others have their turn: none is gone over twice."""
+    matches = Grant(f"pubsub:read:{pattern}").matches
+    for _ in range(1000):
+        matches("pubsub", ".".join(["a"] * 128))

@@ -7,6 +7,7 @@ and rooms `*` stands for any characters; patterns of topics are as in subscripti
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -56,10 +57,40 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Requests that wait for a message, on each connection."""
 
 
+_ONE_WORD = r"(?!#\.)[^.]*"
+
+
+def _topics(words: list[str]) -> Callable[[str], bool]:
+    """Return what says whether a pattern matches every topic that another pattern, or a topic, matches.
+
+    What lies between two `#` has a fixed number of words, so it is found as early as possible, which leaves most to
+    those after it.
+    """
+    parts: list[str] = [r"\A\."]
+    for word in words:
+        if word == "#":
+            parts.append(r"\.")
+        else:
+            parts[-1] += (_ONE_WORD if word == "*" else re.escape(word)) + r"\."
+    parts[-1] += r"\Z" if words[-1] != "#" else ""
+    find = [re.compile(part).search for part in parts]
+
+    def contains(topic: str) -> bool:
+        text, at = f".{topic}.", 0
+        for search in find:
+            found = search(text, at)
+            if found is None:
+                return False
+            at = found.end() - 1  # a dot is the end of one word and the beginning of the next
+        return True
+
+    return contains
+
+
 class Grant:
     """One parsed grant."""
 
-    __slots__ = ("_parts", "facility", "pattern", "text", "verb", "words")
+    __slots__ = ("_contains", "_parts", "facility", "pattern", "text", "verb", "words")
 
     def __init__(self, text: str) -> None:
         facility, _, rest = text.partition(":")
@@ -76,13 +107,14 @@ class Grant:
         self.text, self.facility, self.verb, self.pattern = text, facility, verb, pattern
         self.words = pattern.split(".")
         self._parts = pattern.split("*")
+        self._contains = _topics(self.words)
 
     def covers(self, facility: str, verb: str) -> bool:
         return self.facility in (facility, "*") and self.verb in (verb, "*")
 
     def matches(self, facility: str, name: str) -> bool:
         if facility == "pubsub":
-            return (self.pattern == "*" and self.facility == "*") or _contains(self.words, name.split("."))
+            return (self.pattern == "*" and self.facility == "*") or self._contains(name)
         return self._matches(name)
 
     def _matches(self, name: str) -> bool:
@@ -183,22 +215,6 @@ def _guard(unknown: str, payload: Any) -> Any:
     lines = "\n        ".join(changes(payload) if payload else ())
     exec(_GUARDED.format(changes=lines, unknown=unknown), names)
     return names["make"]
-
-
-def _contains(outer: list[str], inner: list[str]) -> bool:
-    """Return whether the pattern `outer` matches every topic that `inner`, a pattern or a topic, matches."""
-    # reachable[j]: whether the words of `outer` so far contain the first j of `inner`.
-    reachable = [True] + [False] * len(inner)
-    for word in outer:
-        if word == "#":
-            for j in range(1, len(reachable)):
-                reachable[j] = reachable[j] or reachable[j - 1]
-        else:
-            for j in range(len(inner), 0, -1):
-                one = inner[j - 1]
-                reachable[j] = reachable[j - 1] and one != "#" and word in ("*", one)
-            reachable[0] = False
-    return reachable[-1]
 
 
 class Access:
