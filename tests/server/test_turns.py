@@ -420,6 +420,25 @@ def test_an_atomic_batch_is_bounded() -> None:
     assert heavy.told[2].code == "INVALID_REQUEST"
 
 
+def test_subscriptions_that_wait_for_others_jobs_count_before_they_begin() -> None:
+    """All that came meanwhile had been checked before the first was made, and a key's quota was no bound."""
+
+    class Few(Caller):
+        def check_again(self, command: commands.Command, payload: Any, made: int = 0) -> None:
+            if len(self.subscriptions) >= 2:
+                raise SynapError("RATE_LIMIT_EXCEEDED", "two are enough")
+
+    host, soon = made()
+    heavy, caller = Caller(host), Few(host)
+    ask(host, heavy, 1, "batch", commands=incr(10_000))
+    for number in range(1, 6):
+        ask(host, caller, number, "pubsub.subscribe", topics=[f"{number}.{each}" for each in range(1_000)])
+    assert not caller.subscriptions
+    soon.all_turns()
+    assert len(caller.subscriptions) == 2
+    assert [getattr(told, "code", "") for told in caller.told.values()].count("RATE_LIMIT_EXCEEDED") == 3
+
+
 # -------------------------------------------------------------------------------------- connections
 
 

@@ -181,6 +181,7 @@ class EngineHost(LoggedHost):
         if not session.wanted():
             session.dropped(number)
             return WAITING
+        session.check_again(command, payload)  # others may have begun that were asked for at the same time
         answer = yield from steps
         try:
             session.check(command, payload)
