@@ -48,6 +48,9 @@ class Permit(Protocol):
     def visible(self, answer: Any) -> Any:
         """Return an answer without what the key may not see."""
 
+    def show(self, answer: Any) -> Steps:
+        """Do that in steps, for an answer with names."""
+
 
 class Session(Caller):
     """A caller on some lane. The lane implements `deliver` and `has_room`, and `abort` where there is a connection."""

@@ -137,6 +137,8 @@ class EngineHost(LoggedHost):
                     steps = answer if command.sharing else self.jobs.alone(answer)
                     if command.pushes:
                         steps = self._subscribe(session, number, command, payload, steps)
+                    elif command.sharing:
+                        steps = _show(session, steps)
                     self._begin(session, number, command, steps)
                     return
             if answer is not WAITING:
@@ -375,3 +377,10 @@ class EngineHost(LoggedHost):
 
     def health(self) -> Dict[str, Any]:
         return {**super().health(), "durable": self.log is not None}
+
+
+def _show(session: Session, steps: Steps) -> Steps:
+    """List names, of which the caller may not see all: so many that looking at each takes a while."""
+    answer = yield from steps
+    permit = session.permit
+    return answer if permit is None else (yield from permit.show(answer))

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from synap import commands as c
+from synap.engine.callers import STEP, Steps, run
 from synap.errors import PermissionDeniedError, SynapError
 from synap.shapes import VALUE, changes, get_type_hints
 from synap.wire.codec import Codec, Later, built
@@ -224,7 +225,8 @@ class Access:
     """
 
     __slots__ = (
-        "_may_read", "_open", "_remembered", "_rules", "admin", "digest", "grants", "name", "quota", "readable",
+        "_may_read", "_open", "_remembered", "_rules", "_shown", "admin", "digest", "grants", "name", "quota",
+        "readable",
     )  # fmt: skip
 
     def __init__(
@@ -244,6 +246,8 @@ class Access:
         self._rules: dict[int | tuple[str, str], _Rule] = {}
         """By the codes of commands that aren't `open`, and by facility and verb, once they were needed."""
         self._remembered = 0
+        self._shown: Any = None
+        """What `show` made last, until `visible` is asked for it."""
         if self.grants is not None:
             reading = self._covering(("kv", "read"), "kv", "read")
             self.readable, self._may_read = reading.prefixes, reading.allows
@@ -358,7 +362,7 @@ class Access:
         decode: Callable[[Any], Any] = built(codec.decoders[command.code])
         return decode
 
-    def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
+    def _outcome(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
         payload = outcome.payload
         return outcome if payload is None else msgspec.structs.replace(outcome, payload=self.visible(payload))
 
@@ -370,10 +374,23 @@ class Access:
                 return answer
             return msgspec.structs.replace(answer, previous=None)
         if kind in _LISTS:
-            facility, field = _LISTS[kind]
-            names = getattr(answer, field)
-            seen = list(filter(self._covering((facility, "read"), facility, "read").allows, names))
-            return answer if len(seen) == len(names) else msgspec.structs.replace(answer, **{field: seen})
+            shown, self._shown = self._shown, None
+            return answer if answer is shown else run(self._seen(answer))
         if kind is not c.BatchAnswer:
             return answer
-        return c.BatchAnswer([self._shown(outcome) for outcome in answer.results])
+        return c.BatchAnswer([self._outcome(outcome) for outcome in answer.results])
+
+    def show(self, answer: Any) -> Steps:
+        """Return, in steps, what `visible` would of an answer with names. It returns that itself, where it is next."""
+        self._shown = shown = yield from self._seen(answer)
+        return shown
+
+    def _seen(self, answer: Any) -> Steps:
+        facility, field = _LISTS[type(answer)]
+        allows = self._covering((facility, "read"), facility, "read").allows
+        names: list[str] = getattr(answer, field)
+        seen: list[str] = []
+        for at in range(0, len(names), STEP):
+            seen += filter(allows, names[at : at + STEP])
+            yield
+        return answer if len(seen) == len(names) else msgspec.structs.replace(answer, **{field: seen})
