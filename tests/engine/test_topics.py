@@ -165,3 +165,43 @@ def test_runs_of_wildcards_have_few_nodes_and_match_what_they_say() -> None:
         reached += 1
         todo += [one for one in (node.single, node.any_number) if one is not None]
     assert reached < 20
+
+
+def test_a_topic_reaches_few_nodes_however_many_number_signs_patterns_have() -> None:
+    """Ten thousand patterns of sixty made one topic take fifteen seconds."""
+    trie: Trie[str] = Trie()
+    for number in range(2_000):
+        words = [*f"{number:011b}"] * 5
+        trie.add(".#.".join(words), str(number))
+    nodes, todo = 0, [trie.root]
+    while todo:
+        node = todo.pop()
+        nodes += 1
+        todo += [one for one in (*node.exact.values(), node.single, node.any_number) if one is not None]
+    assert nodes < 20
+    assert trie.match(".".join([*"00000000111"] * 5)) == ["7"]
+
+
+LONG = st.lists(st.sampled_from(["a", "b", "ab", "*", "#", "#"]), min_size=1, max_size=10)
+
+
+@given(
+    st.lists(LONG, max_size=12),
+    st.lists(LONG, max_size=4),
+    st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=9),
+)
+def test_patterns_of_many_number_signs_match_what_they_say_each_once(
+    patterns: List[List[str]], gone: List[List[str]], topic: List[str]
+) -> None:
+    trie: Trie[str] = Trie()
+    names = {".".join(pattern) for pattern in patterns}
+    removed = {".".join(pattern) for pattern in gone}
+    for name in sorted(names | removed):
+        trie.add(name, name)
+    for name in removed:
+        trie.remove(name)
+    kept = names - removed
+    assert sorted(trie.match(".".join(topic))) == sorted(one for one in kept if plainly(one.split("."), topic))
+    for name in kept:
+        trie.remove(name)
+    assert trie.root.empty
