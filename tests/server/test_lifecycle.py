@@ -280,6 +280,11 @@ def test_health(http: Http) -> None:
     assert http.do("queue.list").status == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_no_proxy_keeps_what_a_service_says_of_itself(http: Http, path: str) -> None:
+    assert http.request("GET", path).headers["cache-control"] == "no-store"
+
+
 def test_metrics_are_prometheus_and_count(serve: Serve) -> None:
     http = Http(serve())
     for _ in range(3):

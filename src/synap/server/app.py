@@ -31,6 +31,8 @@ Page = Callable[[Exchange], Awaitable[None]]
 MAX_WITHDRAWN = 10_000
 """Ids of withdrawn requests that are remembered, of all keys together."""
 
+_NOT_KEPT = [(b"cache-control", b"no-store")]
+"""A proxy that caches doesn't know that `X-API-Key` is a secret, and that only its holders may see the answer."""
 _NOT_ALL = "metrics name every queue and room: they need the grant admin, or queue:read:* and stream:read:*"
 
 
@@ -218,7 +220,7 @@ class App:
     async def _health(self, exchange: Exchange) -> None:
         figures = self.service.health(admin=not self.service.keys.on)
         status = 200 if figures["status"] == "ok" else 503
-        await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json")
+        await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json", _NOT_KEPT)
 
     async def _metrics(self, exchange: Exchange) -> None:
         principal = exchange.admit()
@@ -231,7 +233,7 @@ class App:
             self._expose = metrics.expose
         steps = self._expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
         body, content_type = await self.service.turns.work_off(principal.access.name, steps)
-        await exchange.send_whole(body, 200, content_type.encode())
+        await exchange.send_whole(body, 200, content_type.encode(), _NOT_KEPT)
 
     async def _openapi(self, exchange: Exchange) -> None:
         if self._described is None:
