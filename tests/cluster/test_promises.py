@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synap.cluster import batches, checks, figures, functions, keys, lines, memory, rooms, topics, watch
+from synap.cluster import batches, checks, figures, functions, keys, lines, memory, rooms, topics, waiting, watch
 from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
 
@@ -38,6 +38,9 @@ def in_the_library(pattern: str) -> int:
         ("commands, {:,} changes", in_the_library(r"CHANGES = (\d+)")),
         ("{} MiB; no `kv.scan`", batches.MOST_BYTES // 1024**2),
         ("all or nothing in each partition, up to {} keys", keys.PIECE),
+        ("once their bodies pass {} MiB", waiting.MOST_BYTES // 1024**2),
+        ("once their bodies pass {} MiB", in_the_library(r"local BYTES = (\d+)") // 1024**2),
+        ("share that, and {:,} messages", in_the_library(r"local MESSAGES = (\d+)")),
         ("are counted {} s and", rooms.LEASE // 1000),
         ("are counted {} s and", topics.ALIVE // 1000),
         ("and {} s longer", in_the_library(r"tonumber\(seen\) < (\d+) ") // 1000),

@@ -159,9 +159,10 @@ class Consumers:
                     own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
                     asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
                     taken.append(asked)
-                    found += await asked
+                    got = await asked
+                    found += got
                     waiter.known[queue] = asked.inc  # deleted before it waits, it isn't made again
-                    if len(found) >= most:
+                    if len(found) >= most or isinstance(got, Cut) or _size(found) >= MOST_BYTES:
                         break
                 if found or timeout <= 0:
                     taken.clear()
@@ -302,6 +303,18 @@ class Taking(Asked):
             self._consumers.queues.give_back(delivery)
 
 
+MOST_BYTES = 8 * 1024 * 1024
+"""Bytes of messages after which a consume of many has enough; the library has the same of each call."""
+
+
+class Cut(List[Delivery]):
+    """Deliveries of a queue that may have more, which one answer should not hold."""
+
+
+def _size(found: List[Delivery]) -> int:
+    return sum(len(delivery.answer.message) for delivery in found)
+
+
 DUE = [b"due"]
 """What a consume is answered where `syn_q_settle` must come first."""
 
@@ -341,9 +354,10 @@ def deliveries(queue: str, answers: Any) -> Tuple[List[Any], bytes, int]:
         if isinstance(got, bytes):
             found.append(got)
         else:
-            end = place + 2 * got
+            end = place + 2 * abs(got)
             states = [state.split(b" ") for state in answers[place:end:2]]
             bodies = answers[place + 1 : end : 2]
-            found.append([Delivery(queue, inc, state, body) for state, body in zip(states, bodies)])
+            some = [Delivery(queue, inc, state, body) for state, body in zip(states, bodies)]
+            found.append(Cut(some) if got < 0 else some)
             place = end
     return found, inc, int(due)

@@ -141,6 +141,8 @@ local function leased(state, where, us, last, ends)
 end
 
 local PIECE = 2000         -- arguments of one command; unpack holds some thousands
+local MESSAGES = 1000      -- that one call delivers at most to requests for many,
+local BYTES = 8388608      -- and of their bodies, with the message that passes it; each request gets one all the same
 
 -- What was delivered before to a request that comes again, '<id> <lease> ' for each, as far as it still holds it.
 local function delivered(b, done, time)
@@ -156,6 +158,42 @@ local function delivered(b, done, time)
   return answer
 end
 
+-- For the messages in `ids` from one place to another: the body and the state of each.
+local function bodies_of(b, ids, first, last)
+  local got = {}
+  for from = first, last, PIECE do
+    local fields = {}
+    for i = from, math.min(from + PIECE - 1, last), 2 do
+      fields[#fields + 1] = ids[i]
+      fields[#fields + 1] = ids[i] .. 's'
+    end
+    for i, text in ipairs(call('HMGET', b, unpack(fields))) do got[from - first + i] = text end
+  end
+  return got
+end
+
+-- Take up to `wanted` messages out of those that are ready, fewer where they are more than one answer should hold, but not
+-- fewer than `least`. Of those that may be large, few are read at once: it is known only then how large they are.
+-- -> ids and places, bodies and states, whether it may be fewer for that
+local function within_bounds(r, b, wanted, least)
+  local few = math.max(least, math.min(wanted, MESSAGES))
+  local ids, got, bytes, largest, cut = call('ZRANGE', r, 0, few - 1, 'WITHSCORES'), {}, 0, BYTES, false
+  while #got < #ids and not cut do
+    local size = math.max(1, math.min(8, math.floor((BYTES - bytes) / largest)))
+    local some = bodies_of(b, ids, #got + 1, math.min(#got + 2 * size, #ids))
+    if #got == 0 then largest = 1 end
+    for i = 1, #some, 2 do
+      bytes, largest = bytes + #some[i], math.max(largest, #some[i])
+      got[#got + 1], got[#got + 2] = some[i], some[i + 1]
+      cut = bytes >= BYTES and #got >= 2 * least and #got < #ids
+      if cut then break end
+    end
+  end
+  for i = #ids, #got + 1, -1 do ids[i] = nil end
+  if #ids > 0 then call('ZPOPMIN', r, #ids / 2) end
+  return ids, got, cut or few < wanted and #ids == 2 * few
+end
+
 -- Note how many wait at a gateway; where there was nothing for one of them, it is to be told of a message.
 local function register_waiting(K, gateway, left, empty, time, kept)
   if left > 0 then call('HSET', K[1], 'w:' .. gateway, whole(left) .. ' ' .. whole(time)) else call('HDEL', K[1], 'w:' .. gateway) end
@@ -169,8 +207,8 @@ end
 -- (memory's place in K or 0, request, retried, lease ms or '', kin, most, message to acknowledge or '', its lease)…, of which a
 -- lone one may lack the last two
 -- -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made again
--- then); else for each how many messages and, for each of these, '<id> <state without its holder>' and its body; or why it
--- doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the
+-- then); else for each how many messages (below 0 where there may be more, which the answer should not hold) and, for each of
+-- these, '<id> <state without its holder>' and its body; or why it doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the
 -- queue's inc and the ms after which something is due, 0 where nothing is. Where it is 0 messages, so it is for all that follow
 -- and asked for anything new, and the gateway is registered, by the node's clock: those of gateways differ. One message for one
 -- request is '<id> <state without its holder> <inc> ' and its body.
@@ -252,16 +290,14 @@ change('syn_q_consume', function(K, A)
       end
     end
   end
-  local ids, got = wanted > 0 and call('ZPOPMIN', K[3], wanted) or {}, {}
-  for from = 1, #ids, PIECE do
-    local fields = {}
-    for i = from, math.min(from + PIECE - 1, #ids), 2 do
-      fields[#fields + 1] = ids[i]
-      fields[#fields + 1] = ids[i] .. 's'
-    end
-    for i, text in ipairs(call('HMGET', K[2], unpack(fields))) do got[from + i - 1] = text end
+  local ids, got, cut = {}, {}, false
+  if wanted > #asking then
+    ids, got, cut = within_bounds(K[3], K[2], wanted, #asking)
+  elseif wanted > 0 then
+    ids = call('ZPOPMIN', K[3], wanted)
+    if #ids > 0 then got = bodies_of(K[2], ids, 1, #ids) end
   end
-  local first, at, states, leases, noted, empty = due, 1, {}, {}, {}, false
+  local first, at, states, leases, noted, empty, less = due, 1, {}, {}, {}, false, {}
   local asked, deadline, ends                -- of the request before
   for i = 1, #asking do
     local a = asking[i]
@@ -271,7 +307,8 @@ change('syn_q_consume', function(K, A)
       deadline = time + (asked ~= '' and tonumber(asked) or usual)
       ends = whole(deadline)
     end
-    for m = 1, A[a + 5] == '1' and 1 or tonumber(A[a + 5]) do
+    local most = A[a + 5] == '1' and 1 or tonumber(A[a + 5])
+    for m = 1, cut and math.min(most, (#ids - at + 1) / 2 - (#asking - i)) or most do
       local id = ids[at]
       if not id then break end
       local state, lease
@@ -282,6 +319,7 @@ change('syn_q_consume', function(K, A)
       answer[2 * m - 1], answer[2 * m] = id .. ' ' .. state, got[at]
       at = at + 2
     end
+    if cut and #answer < 2 * most then less[a] = true end
     if #answer == 0 then empty = true elseif due == 0 or deadline < due then due = deadline end
     if #answer > 0 or reasons[a] == false then note(noted, A[a], A[a + 1], taken) end
   end
@@ -300,12 +338,12 @@ change('syn_q_consume', function(K, A)
     if type(answer) == 'string' then
       flat[#flat + 1] = answer
     else
-      flat[#flat + 1] = #answer / 2
+      flat[#flat + 1] = (less[a] and -1 or 1) * #answer / 2
       for i = 1, #answer do flat[#flat + 1] = answer[i] end
     end
   end
   if gateway then register_waiting(K, gateway, left, empty, time, h[2]) end
-  if #A == 9 and #flat == 3 then return flat[2] .. ' ' .. inc .. ' ' .. flat[3] end
+  if #A == 9 and #flat == 3 and flat[1] == 1 then return flat[2] .. ' ' .. inc .. ' ' .. flat[3] end
   flat[#flat + 1] = inc
   flat[#flat + 1] = due == 0 and 0 or due - time
   return flat
