@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Callable, Dict, List
 
+import msgspec
 import pytest
 
 from synap import AsyncSynapClient
+from synap import commands as c
 from synap.cluster import running
 from synap.cluster.running import Lock, Pending, Running, in_slices
-from synap.cluster.topics import Mirror
+from synap.cluster.topics import Mirror, Topics
 from synap.engine.callers import Steps, run
 from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.asking import Asking, result
 from tests.cluster.conftest import a_space, another_url
 
 PATTERNS = [".".join(["*", *"abcdefghijklmnopqrstuvwxyz", str(number)]) for number in range(200)]
@@ -196,3 +199,33 @@ def test_a_lock_passes_over_who_is_cancelled() -> None:
     holders.work[2].finish()
     assert third.done
     assert not holders.lock.held
+
+
+# ---------------------------------------------------------------------------------------------- the registry
+
+
+def topics_of(asking: Asking) -> Topics:
+    return asking.host.facilities.topics
+
+
+async def matched(asking: Asking, topic: str) -> int:
+    value: Any = b"1"
+    published = topics_of(asking).publish(c.PubSubPublish(topic, value), asking.request())
+    answer: c.TopicPublishAnswer = await result(Running(published).start())
+    return answer.subscribers_matched
+
+
+async def register(asking: Asking, gateway: bytes, number: int, patterns: List[str], alive: int = 60_000) -> int:
+    """Enter a subscription as another gateway does; returns the number of the change."""
+    topics = topics_of(asking)
+    entry = (gateway, b"%d" % number, msgspec.msgpack.encode(patterns), b"%d" % alive)
+    change: int = await result(asking.link.call(0, "syn_p_change", topics._registry(), entry))
+    await result(Running(topics._tell(change)).start())
+    return change
+
+
+async def test_a_gateway_without_subscriptions_too_takes_out_those_of_one_that_died(asking: Asking) -> None:
+    await register(asking, b"dead", 1, ["t"], alive=0)
+    assert await matched(asking, "t") == 1
+    while await matched(asking, "t"):  # it is over from the next millisecond on
+        await result(Running(topics_of(asking).alive()).start())

@@ -249,10 +249,8 @@ class Topics(Facility):
             await self._change(subscription.id, subscription.patterns)
 
     async def alive(self) -> None:
-        """Renew this gateway's entries, and repair what the registry has wrong about it."""
-        if not self.here.subscriptions and not any(
-            field.startswith(self.gateway + b" ") for field in self.mirror.fields
-        ):
+        """Renew this gateway's entries, and repair what the registry has wrong about it and about those that died."""
+        if not self.here.subscriptions and not self.mirror.fields:
             return
         try:
             number = await self.link.call(0, "syn_p_alive", self._registry(), (self.gateway, b"%d" % ALIVE))
