@@ -229,3 +229,19 @@ async def test_a_gateway_without_subscriptions_too_takes_out_those_of_one_that_d
     assert await matched(asking, "t") == 1
     while await matched(asking, "t"):  # it is over from the next millisecond on
         await result(Running(topics_of(asking).alive()).start())
+
+
+async def test_changes_that_a_failover_took_back_are_not_taken_for_those_that_came_instead(asking: Asking) -> None:
+    for number in range(4):
+        last = await register(asking, b"g", number, [f"t{number}"])
+    assert await matched(asking, "t3") == 1
+    table, counter, changes, _ = topics_of(asking)._registry()
+    kept = (await asking.command("", "XRANGE", changes, "-", "+"))[:-2]
+    await asking.command("", "DEL", changes)  # as at a replica that lacked the last two
+    for id, (*fields, _) in kept:
+        await asking.command("", "XADD", changes, id, *fields, "another history")
+    await asking.command("", "SET", counter, str(last - 2))
+    await asking.command("", "HDEL", table, "g 2", "g 3")
+    for number in range(10, 13):
+        await register(asking, b"h", number, [f"t{number}"])
+    assert [await matched(asking, f"t{number}") for number in (10, 11, 12, 3)] == [1, 1, 1, 0]

@@ -1,21 +1,30 @@
 -- ------------------------------------------------------------------------------------------------------ pub/sub
 --
 -- Nothing is kept but who listens, so that every gateway can tell who matches. In partition 0:
---   P   hash  '<gateway> <subscription>' -> patterns     PV  number of the last change     PL  stream of them, <number>-0
+--   P   hash  '<gateway> <subscription>' -> patterns     PV  number of the last change
+--   PL  stream of them, <number>-0: f (field), p (patterns), h (the history of the node that made it)
 --   PG  zset  alive until ms -> gateway
 -- and in each of the topics' partitions TV, the number of the last change that publishers there must know.
 
-local function note_change(K, field, patterns)
+local LEAP = 2 ^ 20       -- more changes than a failover takes back
+
+-- What differs where the last changes may be lost: each promotion begins another, and so may each restart.
+local function history() return here() .. string.match(call('INFO', 'replication'), 'master_replid:(%x+)') end
+
+-- Numbers leap in another history, so that no change has one that somebody knows of a change that was taken back: to
+-- those, changes seem to be missing, and they read all there is.
+local function note_change(K, field, patterns, history)
   if patterns == '' then call('HDEL', K[1], field) else call('HSET', K[1], field, patterns) end
-  local number = call('INCR', K[2])
-  call('XADD', K[3], 'MAXLEN', '~', 10000, whole(number) .. '-0', 'f', field, 'p', patterns)
+  local last = call('XREVRANGE', K[3], '+', '-', 'COUNT', 1)[1]
+  local number = call('INCRBY', K[2], last and last[2][6] ~= history and whole(LEAP) or 1)
+  call('XADD', K[3], 'MAXLEN', '~', 10000, whole(number) .. '-0', 'f', field, 'p', patterns, 'h', history)
   return number
 end
 
 -- K P PV PL PG   A gateway, subscription, patterns or '' (it is gone), alive ms   -> number of the change
 change('syn_p_change', function(K, A)
   call('ZADD', K[4], whole(now() + tonumber(A[4])), A[1])
-  return note_change(K, A[1] .. ' ' .. A[2], A[3])
+  return note_change(K, A[1] .. ' ' .. A[2], A[3], history())
 end, {'allow-oom'})
 
 -- Say that a gateway is alive, and take out the subscriptions of those that aren't.   K P PV PL PG   A gateway, alive ms
@@ -26,7 +35,7 @@ change('syn_p_alive', function(K, A)
   for _, gateway in ipairs(call('ZRANGE', K[4], '-inf', time, 'BYSCORE', 'LIMIT', 0, 10)) do
     call('ZREM', K[4], gateway)
     for _, field in ipairs(call('HKEYS', K[1])) do
-      if string.sub(field, 1, #gateway + 1) == gateway .. ' ' then note_change(K, field, '') end
+      if string.sub(field, 1, #gateway + 1) == gateway .. ' ' then note_change(K, field, '', history()) end
     end
   end
   return tonumber(call('GET', K[2]) or 0)
