@@ -13,7 +13,7 @@ from synap import commands as c
 from synap.cluster import running
 from synap.cluster.running import Lock, Pending, Running, in_slices
 from synap.cluster.topics import Mirror, Topics
-from synap.engine.callers import Steps, run
+from synap.engine.callers import Caller, Steps, run
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking, result
 from tests.cluster.conftest import a_space, another_url
@@ -245,3 +245,13 @@ async def test_changes_that_a_failover_took_back_are_not_taken_for_those_that_ca
     for number in range(10, 13):
         await register(asking, b"h", number, [f"t{number}"])
     assert [await matched(asking, f"t{number}") for number in (10, 11, 12, 3)] == [1, 1, 1, 0]
+
+
+async def test_a_subscription_that_ends_while_all_are_entered_anew_is_not_entered(asking: Asking) -> None:
+    topics, caller = topics_of(asking), Caller()
+    made = [Running(topics.subscribe(c.PubSubSubscribe([topic]), caller)).start() for topic in ("a", "b")]
+    stays, ends = [(await result(one)).subscription_id for one in made]
+    entering = Running(topics._register()).start()
+    await result(Running(topics.unsubscribe(c.PubSubUnsubscribe(ends), caller)).start())
+    await result(entering)
+    assert await asking.command("", "HKEYS", topics._registry()[0]) == [topics.gateway + b" %d" % stays]

@@ -246,6 +246,10 @@ class Topics(Facility):
     async def _register(self) -> None:
         """Enter all subscriptions of this gateway anew."""
         for subscription in list(self.here.subscriptions.values()):
+            await self._enter(subscription)
+
+    async def _enter(self, subscription: TopicSubscription) -> None:
+        if subscription.id in self.here.subscriptions:  # else it ended meanwhile, which the registry has been told
             await self._change(subscription.id, subscription.patterns)
 
     async def alive(self) -> None:
@@ -262,7 +266,7 @@ class Topics(Facility):
             for field in known - set(mine):
                 await self._change(int(field.partition(b" ")[2]), [])
             for field in set(mine) - known:
-                await self._change(mine[field].id, mine[field].patterns)
+                await self._enter(mine[field])
         except SynapError:
             pass  # the next sign of life tries again
 
