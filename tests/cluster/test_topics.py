@@ -255,3 +255,19 @@ async def test_a_subscription_that_ends_while_all_are_entered_anew_is_not_entere
     await result(Running(topics.unsubscribe(c.PubSubUnsubscribe(ends), caller)).start())
     await result(entering)
     assert await asking.command("", "HKEYS", topics._registry()[0]) == [topics.gateway + b" %d" % stays]
+
+
+async def test_a_gateway_that_died_with_many_subscriptions_is_taken_out_in_several_calls(asking: Asking) -> None:
+    topics = topics_of(asking)
+    table, _, _, gateways = topics._registry()
+    patterns = msgspec.msgpack.encode(["t"])
+    fields = [text for number in range(2500) for text in (b"dead %d" % number, patterns)]
+    await asking.command("", "HSET", table, *fields, b"lives 1", patterns)
+    await asking.command("", "ZADD", gateways, "1", "dead", "+inf", "lives")
+    own = (topics.gateway, b"60000")
+    number, more = await result(asking.link.call(0, "syn_p_alive", topics._registry(), own))
+    assert (number > 0, more, await asking.command("", "HLEN", table)) == (True, 1, 1501)
+    assert await matched(asking, "t") == 1501
+    await result(Running(topics.alive()).start())
+    assert await asking.command("", "HKEYS", table) == [b"lives 1"]
+    assert await matched(asking, "t") == 1

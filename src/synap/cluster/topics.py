@@ -257,7 +257,9 @@ class Topics(Facility):
         if not self.here.subscriptions and not self.mirror.fields:
             return
         try:
-            number = await self.link.call(0, "syn_p_alive", self._registry(), (self.gateway, b"%d" % ALIVE))
+            more = 1
+            while more:
+                number, more = await self.link.call(0, "syn_p_alive", self._registry(), (self.gateway, b"%d" % ALIVE))
             if number < self.mirror.number:
                 self.mirror.number = 0
             await self._read(0)

@@ -27,18 +27,25 @@ change('syn_p_change', function(K, A)
   return note_change(K, A[1] .. ' ' .. A[2], A[3], history())
 end, {'allow-oom'})
 
--- Say that a gateway is alive, and take out the subscriptions of those that aren't.   K P PV PL PG   A gateway, alive ms
--- -> number of the last change
+-- Say that a gateway is alive, and take out subscriptions of those that aren't, 1,000 at most.   K P PV PL PG
+-- A gateway, alive ms   -> {number of the last change, 1 where there may be more to take out}
 change('syn_p_alive', function(K, A)
-  local time = now()
+  local time, left, dead, any = now(), 1000, {}, false
   call('ZADD', K[4], whole(time + tonumber(A[2])), A[1])
-  for _, gateway in ipairs(call('ZRANGE', K[4], '-inf', time, 'BYSCORE', 'LIMIT', 0, 10)) do
-    call('ZREM', K[4], gateway)
+  for _, gateway in ipairs(call('ZRANGE', K[4], '-inf', time, 'BYSCORE', 'LIMIT', 0, 10)) do dead[gateway], any = true, true end
+  if any then
+    local history = history()
     for _, field in ipairs(call('HKEYS', K[1])) do
-      if string.sub(field, 1, #gateway + 1) == gateway .. ' ' then note_change(K, field, '', history()) end
+      if left > 0 and dead[string.match(field, '^%S+')] then
+        note_change(K, field, '', history)
+        left = left - 1
+      end
+    end
+    if left > 0 then
+      for gateway in pairs(dead) do call('ZREM', K[4], gateway) end
     end
   end
-  return tonumber(call('GET', K[2]) or 0)
+  return {tonumber(call('GET', K[2]) or 0), left == 0 and 1 or 0}
 end, {'allow-oom'})
 
 -- Go on counting from `number`, where a failover took changes back that publishers were told of.   K PV   A number
