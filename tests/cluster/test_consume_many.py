@@ -6,6 +6,7 @@ from typing import Any, List
 
 from synap import commands as c
 from synap.cluster.queues import Delivery
+from synap.cluster.running import Running
 from synap.cluster.waiting import MOST_BYTES
 from tests.cluster.asking import Asking, result
 
@@ -69,3 +70,17 @@ async def test_one_call_delivers_a_thousand_messages_to_those_it_carries(asking:
     begun = [begin(asking, ["q"], 1000) for _ in range(2)]
     assert [len(await result(one)) for one in begun] == [999, 1]
     assert len(await result(begin(asking, ["q"], 1000))) == 100
+
+
+async def test_a_page_of_large_messages_ends_early_and_says_that_there_are_more(asking: Asking) -> None:
+    await publish(asking, "q", [large(number) for number in range(FULL + 3)])
+    seen: List[int] = []
+    sizes: List[int] = []
+    after, more = None, True
+    while more:
+        peek = asking.host.facilities.queues.peek(c.QueuePeek("q", after=after), asking.request())
+        page: c.PeekAnswer = await result(Running(peek).start())
+        seen += [message.message[1] for message in page.messages]
+        sizes.append(len(page.messages))
+        after, more = page.messages[-1].message_id, page.has_more
+    assert (seen, sizes) == ([65 + number for number in range(FULL + 3)], [FULL, 3])

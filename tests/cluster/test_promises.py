@@ -41,6 +41,7 @@ def in_the_library(pattern: str) -> int:
         ("once their bodies pass {} MiB", waiting.MOST_BYTES // 1024**2),
         ("once their bodies pass {} MiB", in_the_library(r"local BYTES = (\d+)") // 1024**2),
         ("share that, and {:,} messages", in_the_library(r"local MESSAGES = (\d+)")),
+        ("once its bodies pass {} MiB", in_the_library(r"local BYTES = (\d+)") // 1024**2),
         ("are counted {} s and", rooms.LEASE // 1000),
         ("are counted {} s and", topics.ALIVE // 1000),
         ("and {} s longer", in_the_library(r"tonumber\(seen\) < (\d+) ") // 1000),
