@@ -26,20 +26,28 @@ local function follow(key, gateway, count, until_when)
   if count == '0' then call('HDEL', key, gateway) else call('HSET', key, gateway, count .. ' ' .. whole(math.floor(until_when))) end
 end
 
+-- How many events to read at once, after some: of large ones few, since all that are read are in memory.
+local function few(bytes, count) return math.max(1, math.min(32, math.floor(BYTES / 4 / (bytes / count)))) end
+
 -- The oldest event's offset, or `next` where there is none.
 local function oldest_event(key, next)
   local first = call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
   return first and tonumber(string.match(first[1], '^%d+')) - 1 or next
 end
 
--- Let up to `most` events go that are older than `age` ms. Mostly not even the first is: reading it alone is cheaper.
+-- Let up to `most` events go that are older than `age` ms, or 32 of those that are large. Mostly not even the first is:
+-- reading it alone is cheaper.
 local function trim(key, time, age, most)
   local function lasts(entry) return not entry or tonumber(entry[2][2]) * 1000 + age > time end
-  if lasts(call('XRANGE', key, '-', '+', 'COUNT', 1)[1]) then return end
-  local keep_from
-  for _, entry in ipairs(call('XRANGE', key, '-', '+', 'COUNT', most)) do
-    if lasts(entry) then break end
-    keep_from = tonumber(string.match(entry[1], '^%d+')) + 1
+  local keep_from, count, bytes, some = nil, 0, 0, call('XRANGE', key, '-', '+', 'COUNT', 1)
+  while not lasts(some[1]) do
+    for _, entry in ipairs(some) do
+      if lasts(entry) then break end
+      keep_from = tonumber(string.match(entry[1], '^%d+')) + 1
+      count, bytes = count + 1, bytes + #entry[2][4]
+    end
+    if count >= most or bytes >= BYTES and count >= 32 then break end
+    some = call('XRANGE', key, whole(keep_from), '+', 'COUNT', math.min(few(bytes, count), most - count))
   end
   if keep_from then call('XTRIM', key, 'MINID', whole(keep_from)) end
   return keep_from
@@ -145,15 +153,16 @@ read('syn_s_history', function(K, A)
   if to < 0 then to = next + to end
   from, to = math.max(from, old), math.min(to, next - 1)
   if from > to then return {head[1], old, next, {}, valid} end
-  local limit, left, events = tonumber(A[3]), tonumber(A[4]), {}
+  local limit, most, left, events, count = tonumber(A[3]), tonumber(A[4]), tonumber(A[4]), {}, 4
   while from <= to and #events < limit do
-    local some = call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', math.min(limit - #events, 32))
+    local some = call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', math.min(limit - #events, count))
     for _, entry in ipairs(some) do
       left = left - #entry[2][4]
       if left < 0 and #events > 0 then return {head[1], old, next, events, valid} end
       events[#events + 1] = entry
     end
     if #some == 0 then break end
+    count = few(most - left, #events)
     from = tonumber(string.match(some[#some][1], '^%d+'))
   end
   return {head[1], old, next, events, valid}
