@@ -218,7 +218,12 @@ write('syn_s_delete', function(K, A)
   return {1}
 end, {'allow-oom'})
 
--- Let old events go.   A … room, most age ms   -> {1 where there may be more}
+-- Let old events go, and gateways that died, which each publish would read.   A … room, most age ms
+-- -> {1 where there may be more events}
 change('syn_s_trim', function(K, A)
-  return {trim(K[4], now(), tonumber(A[4]), 1000) and 1 or 0}
+  local time, all = now(), call('HGETALL', K[5])
+  for i = 2, #all, 2 do
+    if tonumber(string.match(all[i], '%d+$')) <= time then call('HDEL', K[5], all[i - 1]) end
+  end
+  return {trim(K[4], time, tonumber(A[4]), 1000) and 1 or 0}
 end, {'allow-oom'})
