@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Deque, List
+from typing import Any, Callable, Deque, List
 
 import pytest
 
@@ -15,9 +16,11 @@ from synap.errors import SynapError
 from synap.host import Batch, EngineHost, Log
 from synap.host.log import Held
 from synap.host.logged import LoggedHost
+from synap.lanes.io.threads import Lock, Mailbox, apart
 from synap.storage.commit import DiskLog
 from tests.helpers.driver import Client
 from tests.helpers.patience import PATIENCE
+from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 
 class Interrupt(BaseException):
@@ -122,3 +125,83 @@ def test_a_session_whose_output_was_left_behind_is_answered(tmp_path: Path, monk
             with pytest.raises(Interrupt):
                 client.kv.set("key", 2)
         assert client.kv.get("key").value == 2
+
+
+# ------------------------------------------------------------------------------------------ the sync client's own work
+
+PLACES = 2000
+"""More places than any call here has."""
+
+everywhere = pytest.mark.skipif(sys.version_info < (3, 10), reason="this Python may leave a lock held at its `with`")
+
+
+def interrupted(place: int, work: Callable[[], object]) -> bool:
+    """Run `work` with an exception at one of the places where a signal handler may run; returns whether it has so many.
+
+    Those are where a function of Python's begins, and where one in C has returned.
+    """
+    left = place
+
+    def profile(frame: object, event: str, about: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise Interrupt
+
+    sys.setprofile(profile)
+    try:
+        work()
+    except Interrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left < 0
+
+
+def at_each_place(work: Callable[[], object], check: Callable[[], None]) -> None:
+    """Interrupt `work` at each of its places, and see each time that all goes on."""
+    for place in range(PLACES):
+        if not interrupted(place, work):
+            return
+        check()
+    raise AssertionError("it never got through")
+
+
+def answering(peer: Peer) -> None:
+    peer.hello()
+    while True:
+        request = peer.request()
+        answers = {"queue.consume": None, "kv.get": {"found": True, "value": 1, "ttl": None}}
+        peer.answer(request, answers.get(name_of(request)))
+
+
+@everywhere
+@pytest.mark.parametrize("waits", [False, True])
+def test_no_place_of_the_pool_is_lost_wherever_an_exception_comes(waits: bool) -> None:
+    def check() -> None:
+        assert client.kv.get("key").value == 1
+
+    with ScriptedService(answering) as service:
+        client = SynapClient(service.url, transport="native", pool_size=1, timeout=PATIENCE, spin=False)
+        with client:
+            check()
+            at_each_place(lambda: client.queue.consume("q", timeout=PATIENCE) if waits else client.kv.get("key"), check)
+            lane: Any = client._calls.lane
+            assert len(lane._slots) == 1
+            assert not lane._waiting
+
+
+@everywhere
+def test_a_mailbox_and_a_lock_stay_free_wherever_an_exception_comes() -> None:
+    def locked() -> None:
+        with lock:
+            pass
+
+    def check() -> None:
+        assert apart(lambda: (box.put(1), locked()), name="other").result(PATIENCE)
+
+    box, lock = Mailbox[int](PLACES * 4), Lock()
+    for work in (locked, lambda: box.put(1), box.poll, lambda: [box.put(1), box.get()]):
+        at_each_place(work, check)

@@ -36,8 +36,8 @@ SEEDS = (
     Seed(
         "consumes that wait use the sync pool up",
         "lanes/native/lane.py",
-        "        if waits:\n            self._count_waiting(1)\n",
-        "        if waits:\n            self._count_waiting(0)\n",
+        "            self._waiting.add(weakref.ref(slot, self._waiting.discard))\n",
+        "",
         "tests/client/test_native_sync.py -k waited_at_once",
     ),
     Seed(

@@ -278,19 +278,9 @@ class _Tls:
             return self.outgoing.read()
 
 
-class Lock:
-    """Mutual exclusion for `with`."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+Lock = threading.Lock
+"""Mutual exclusion for `with`. No class of ours: a signal handler may raise within an `__enter__` in Python, once that
+has the lock, which then stays locked."""
 
 
 class Event(threading.Event):
@@ -300,20 +290,21 @@ class Event(threading.Event):
 class Mailbox(Generic[T]):
     """A bounded queue. `put` never waits; one thread takes."""
 
-    __slots__ = ("_changed", "_closed", "_items", "_size")
+    __slots__ = ("_changed", "_closed", "_guard", "_items", "_size")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._items: Deque[T] = deque()
         self._closed = False
-        self._changed = threading.Condition()
+        self._guard = threading.RLock()
+        self._changed = threading.Condition(self._guard)
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, item: T) -> bool:
         """Put an item; False where the mailbox is full or closed."""
-        with self._changed:
+        with self._guard:
             if self._closed or len(self._items) >= self._size:
                 return False
             self._items.append(item)
@@ -322,12 +313,12 @@ class Mailbox(Generic[T]):
 
     def poll(self) -> Optional[T]:
         """Remove and return the oldest item; None where there is none."""
-        with self._changed:
+        with self._guard:
             return self._items.popleft() if self._items else None
 
     def get(self) -> T:
         """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty."""
-        with self._changed:
+        with self._guard:
             self._changed.wait_for(lambda: self._items or self._closed)
             if not self._items:
                 raise Closed
@@ -335,7 +326,7 @@ class Mailbox(Generic[T]):
 
     def close(self, *, discard: bool = False) -> None:
         """Accept no more items; those in it can still be taken, unless `discard`."""
-        with self._changed:
+        with self._guard:
             self._closed = True
             if discard:
                 self._items.clear()

@@ -13,6 +13,7 @@ import logging
 import threading
 import uuid
 import warnings
+import weakref
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Dict, List, Optional, Set, Tuple, cast
@@ -36,6 +37,8 @@ from synap.wire.outcomes import UNREADABLE, lost, timed_out, unreadable, why
 
 log = logging.getLogger("synap.client")
 
+RECHECK = 1.0
+"""Seconds after which a thread that waits for a slot looks again: nobody tells of one that was lost."""
 IDLE = 1.0
 """Seconds of idleness after which a connection is checked before it is used again: it may have ended."""
 
@@ -48,14 +51,17 @@ _REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
 class _Slot:
     """A slot of the pool: a session, and its connection where there is one."""
 
-    __slots__ = ("attempted", "connection", "number", "session", "used")
+    __slots__ = ("__weakref__", "attempted", "connection", "number", "place", "session", "used")
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, slots: Set[weakref.ref[_Slot]]) -> None:
+        self.connection: Optional[BlockingConnection] = None
         self.session = session
+        self.place = weakref.ref(self, slots.discard)
+        """Its place in the pool, free again when nobody has the slot any more: an exception of a signal handler may
+        come just after a call took it, or just before it gives it back."""
         self.number = 0
         self.attempted = False
         """Whether the current request may have been executed by an earlier attempt."""
-        self.connection: Optional[BlockingConnection] = None
         self.used = 0.0
 
     def discard(self) -> None:
@@ -63,6 +69,10 @@ class _Slot:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it was not even made
+            self.discard()
 
 
 class NativeLane(Lane):
@@ -94,12 +104,14 @@ class NativeLane(Lane):
         self._prefix = uuid.uuid4().hex[:CLIENT_PREFIX]
         self._sessions = itertools.count()
         self._idle: List[_Slot] = []
-        self._slots: Set[_Slot] = set()
-        self._waiting = 0
+        self._slots: Set[weakref.ref[_Slot]] = set()
+        self._waiting: Set[weakref.ref[_Slot]] = set()
         """Slots whose requests wait for a message, and don't count against `pool_size`."""
         self._queued = 0
         """Threads that wait for a free slot."""
-        self._freed = threading.Condition(threading.Lock())
+        self._guard = threading.RLock()
+        self._freed = threading.Condition(self._guard)
+        """Entered by its lock: its own `__enter__`, which is Python code, may be interrupted once it has the lock."""
         self._pushes = Pushes(self)
 
     def _session(self) -> str:
@@ -116,7 +128,7 @@ class NativeLane(Lane):
             slot = self._wait_for_slot()
         if slot.number >= LAST_NUMBER:
             slot.discard()
-            with self._freed:
+            with self._guard:
                 slot.session = self._session()
             slot.number = 0
         slot.number += 1
@@ -125,7 +137,7 @@ class NativeLane(Lane):
 
     def _wait_for_slot(self) -> _Slot:
         deadline = monotonic() + self.config.timeout
-        with self._freed:
+        with self._guard:
             self._queued += 1
             try:
                 while True:
@@ -133,48 +145,47 @@ class NativeLane(Lane):
                         raise errors.client_closed()
                     with suppress(IndexError):  # not looked at before: `ticket` takes slots without this lock
                         return self._idle.pop()
-                    if len(self._slots) - self._waiting < self.config.pool_size:
-                        slot = _Slot(self._session())
-                        self._slots.add(slot)
+                    if len(self._slots) - len(self._waiting) < self.config.pool_size:
+                        slot = _Slot(self._session(), self._slots)
+                        self._slots.add(slot.place)
                         return slot
                     left = deadline - monotonic()
                     if left <= 0:
                         raise errors.all_busy(None, self.config.timeout)
-                    self._freed.wait(left)
+                    self._freed.wait(min(left, RECHECK))
             finally:
                 self._queued -= 1
 
     def drop(self, ticket: Any) -> None:
         slot: _Slot = ticket
-        if len(self._slots) - self._waiting > self.config.pool_size and self._removed(slot):
+        if self._waiting:
+            self._waiting.discard(slot.place)
+        if len(self._slots) - len(self._waiting) > self.config.pool_size and self._removed(slot):
             return
         if not self.config.keep_alive:
             slot.discard()
         slot.used = monotonic()
         self._idle.append(slot)
         # After the append: `close`, which discards idle slots, may have run before it.
-        if slot not in self._slots:
+        if slot.place not in self._slots:
             with suppress(ValueError):
                 self._idle.remove(slot)
             slot.discard()
         elif self._queued:
-            with self._freed:
+            with self._guard:
                 self._freed.notify()
 
     def _removed(self, slot: _Slot) -> bool:
         """Remove a slot if the pool has more than its size; returns False where it hasn't."""
-        with self._freed:
-            if len(self._slots) - self._waiting <= self.config.pool_size or slot not in self._slots:
+        with self._guard:
+            if len(self._slots) - len(self._waiting) <= self.config.pool_size or slot.place not in self._slots:
                 return False
-            self._slots.remove(slot)
+            self._slots.remove(slot.place)
         slot.discard()
         return True
 
-    def _count_waiting(self, by: int) -> None:
-        """Count one waiting slot more, or less."""
-        with self._freed:
-            self._waiting += by
-            self._freed.notify()
+    def _all(self) -> List[_Slot]:
+        return [slot for slot in (place() for place in list(self._slots)) if slot is not None]
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -200,8 +211,10 @@ class NativeLane(Lane):
         if number % CONFIRM_EVERY == 0:
             request = frame(Kind.DONE, number) + request
         waits = command.leases and bool(payload.timeout)  # type: ignore[attr-defined]
-        if waits:
-            self._count_waiting(1)
+        if waits:  # until `drop`
+            self._waiting.add(weakref.ref(slot, self._waiting.discard))
+            with self._guard:
+                self._freed.notify()
         sent = False
         try:
             sock = connection.direct
@@ -235,9 +248,6 @@ class NativeLane(Lane):
             if failure is None:
                 raise
             raise failure from None
-        finally:
-            if waits:
-                self._count_waiting(-1)
 
     def _receive(
         self, slot: _Slot, connection: BlockingConnection, command: Command, data: bytes, deadline: float
@@ -308,7 +318,7 @@ class NativeLane(Lane):
         slot.discard()
         connection = self.open(slot.session, deadline)
         slot.connection = connection
-        if slot not in self._slots:
+        if slot.place not in self._slots:
             slot.discard()
             raise errors.client_closed()
         return connection
@@ -333,7 +343,7 @@ class NativeLane(Lane):
 
     def _changed(self, *, up: bool) -> bool:
         """Note whether there is a connection; returns whether that is new, to one thread only."""
-        with self._freed:
+        with self._guard:
             was, self._up = self._up, up
         return was is not up
 
@@ -348,9 +358,9 @@ class NativeLane(Lane):
     # ------------------------------------------------------------------------------------------ the end
 
     def close(self) -> None:
-        with self._freed:
+        with self._guard:
             self.closed = True
-            slots, self._slots = self._slots, set()
+            slots, self._slots = self._all(), set()
             idle, self._idle = self._idle, []
             self._freed.notify_all()
         for slot in idle:
@@ -364,7 +374,7 @@ class NativeLane(Lane):
             self.disconnected("the client was closed")
 
     def __del__(self) -> None:
-        left = [slot for slot in self._slots if slot.connection is not None]
+        left = [slot for slot in self._idle if slot.connection is not None]
         if left or self._pushes.open:
             text = f"a connection to {self.target.authority} was left open: close the client"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
@@ -373,9 +383,10 @@ class NativeLane(Lane):
             self._pushes.close()
 
     def abandon(self) -> None:
-        for slot in self._slots:
+        for slot in self._all():
             if slot.connection is not None:
                 slot.connection.stream.detach()  # this closes the child's copy only, nothing is sent
+                slot.connection = None
         self._pushes.abandon()
         self._up = False
         self._reset()
