@@ -179,6 +179,25 @@ async def test_a_block_that_is_cancelled_gives_the_lock_back(client: AsyncSynapC
         pass
 
 
+@pytest.mark.only("native")
+@pytest.mark.once_per_place
+async def test_a_release_that_is_cancelled_gives_the_lock_back_all_the_same(
+    client: AsyncSynapClient, name: str
+) -> None:
+    for turns in range(1, 1000, 3):
+        lock = client.lock(name, ttl=1_000_000, wait=PATIENCE)
+        await lock.acquire()
+        releasing = asyncio.ensure_future(lock.release())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not releasing.cancel():
+            assert turns > 2
+            return
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+    raise AssertionError("it never got through")
+
+
 @pytest.mark.only("memory", "native")
 @pytest.mark.once_per_place
 async def test_a_dead_holders_lock_goes_to_who_waits_when_it_expires(make: Make, name: str) -> None:

@@ -187,7 +187,7 @@ class Lock:
         self._until = began + self._ttl
 
     async def _release_abandoned(self, token: str) -> None:
-        """Release the lock that a failed call may have taken."""
+        """Release the lock that a failed call may have taken, or not given back."""
         with suppress(SynapError):  # it expires
             await self._hand_over(token)
 
@@ -227,7 +227,12 @@ class Lock:
         if token is None:
             raise SynapError("INVALID_REQUEST", f"this object doesn't hold the lock {self.name!r}")
         self._released.set()
-        if self._lost or not await self._hand_over(token):
+        try:
+            held = not self._lost and await self._hand_over(token)
+        except BaseException:
+            async_spawn(self._release_abandoned, token, name=f"synap lock {self.name}")
+            raise
+        if not held:
             raise self._loss()
 
     async def _hand_over(self, token: str) -> bool:
