@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from typing import Any, Awaitable, Callable, Dict, Iterator
 
@@ -12,6 +11,7 @@ import pytest
 import synap
 from synap import AsyncSynapClient, SynapClient, SynapError
 from synap.testing import ThrowawayServer
+from synap.testing.ports import ReservedPort
 from tests.helpers.colour import coated, in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
 from tests.helpers.patience import PATIENCE, impatient
@@ -329,8 +329,8 @@ async def test_an_ack_that_is_retried_across_a_crash_succeeds_and_is_counted_onc
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("colour", COLOURS)
 async def test_a_service_that_is_not_there_is_a_failed_connection(lane: str, colour: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    nobodys = ReservedPort()
+    url = f"http://127.0.0.1:{nobodys.number}"
     client = connect(colour, url=url, transport=lane, retries=1, retry_delay=0.01)
     with pytest.raises(synap.ConnectionError) as caught:
         await client.kv.set("key", 1)

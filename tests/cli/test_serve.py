@@ -16,6 +16,7 @@ import pytest
 from synap import SynapClient
 from synap.server.run import say
 from synap.server.settings import OPTIONS
+from synap.testing.ports import ReservedPort
 from tests.cli.conftest import Ended, Spawn, Synap, environment
 from tests.helpers.patience import PATIENCE
 
@@ -76,17 +77,15 @@ def test_an_engine_that_there_is_not_is_a_setting_like_others(synap: Synap, url:
 @pytest.mark.parametrize("start", ["exec {} >&-", "exec {} >/dev/full", "exec {} >&- 2>&- <&-"])
 def test_it_runs_whoever_reads_what_it_prints(start: str, spawn: Spawn, tmp_path: Path) -> None:
     data = tmp_path / "dätä \x1b[31m"  # in a locale without such letters
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "synap", "serve", "--data", str(data), "--port", str(port)]
+    reserved = ReservedPort()  # let go before it is used, it may be another test's, who reserved it meanwhile
+    command = [sys.executable, "-m", "synap", "serve", "--data", str(data), "--port", str(reserved.number)]
     process = subprocess.Popen(
         ["sh", "-c", start.format(shlex.join(command))],
         env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0"),
         stderr=subprocess.PIPE,
     )
     try:
-        with SynapClient(url=f"http://127.0.0.1:{port}", retries=30) as client:
+        with SynapClient(url=f"http://127.0.0.1:{reserved.number}", retries=30) as client:
             client.kv.set("a", 1)
         process.terminate()
         _, said = process.communicate(timeout=PATIENCE)

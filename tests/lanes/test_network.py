@@ -15,6 +15,7 @@ from synap import AsyncSynapClient, SynapClient
 from synap.errors import SynapError
 from synap.lanes.io.addresses import Address, in_turns
 from synap.lanes.io.network import async_network, network
+from synap.testing.ports import ReservedPort
 from tests.helpers.dead_address import dead_address
 from tests.helpers.loops import run
 from tests.helpers.patience import PATIENCE, Stopwatch
@@ -30,11 +31,11 @@ def hole() -> Iterator[Place]:
 
 
 @pytest.fixture
-def refusing() -> Place:
-    """An address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        place: Place = listener.getsockname()
-    return place
+def refusing() -> Iterator[Place]:
+    """An address at which nobody listens, nor will as long as the test runs."""
+    reserved = ReservedPort()
+    yield "127.0.0.1", reserved.number
+    del reserved
 
 
 @pytest.fixture
