@@ -106,7 +106,10 @@ class Bench:
             while len(answers) < wanted:
                 answer = self._reader.gets()
                 if answer is False:
-                    self._reader.feed(self._socket.recv(1 << 20))
+                    data = self._socket.recv(1 << 20)
+                    if not data:
+                        raise ConnectionError("the node ended the connection")
+                    self._reader.feed(data)
                 elif isinstance(answer, Exception):
                     raise answer
                 else:

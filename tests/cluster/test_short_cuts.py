@@ -68,7 +68,9 @@ class Node:
         """Send a command; what the function of a library refuses is returned as text."""
         self._socket.sendall(hiredis.pack_command(command))
         while (answer := self._reader.gets()) is False:
-            self._reader.feed(self._socket.recv(1 << 16))
+            data = self._socket.recv(1 << 16)
+            assert data, "the node ended the connection"
+            self._reader.feed(data)
         if isinstance(answer, hiredis.ReplyError):
             assert str(answer).startswith("SYNAP"), answer
             return str(answer)
