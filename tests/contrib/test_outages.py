@@ -233,7 +233,7 @@ async def test_who_waits_for_a_result_gets_one_that_was_announced_while_nobody_c
     monkeypatch.setattr(celery_backend, "LOOK", 0.2)
     url = server.url.replace("http://", f"synap://:{KEY}@")
     app = celery.Celery("waits", broker=url, backend=url)
-    app.conf.result_backend_transport_options = {"options": {"retries": 0, "timeout": 5.0}}
+    app.conf.result_backend_transport_options = {"options": {"retries": 0}}
     result = app.AsyncResult(str(uuid.uuid4()))
     begun = threading.Event()
     drain = celery_backend.ResultConsumer.drain_events
