@@ -205,7 +205,7 @@ async def test_what_waits_has_acknowledged_already(
 
 @pytest.mark.once_per_place
 async def test_a_message_given_back_waits_and_is_at_its_place_again(client: AsyncSynapClient, name: str) -> None:
-    await client.queue.create(name, retry_delay=1, retry_backoff=1.0)
+    await client.queue.create(name, retry_delay=500)
     await fill(client, name, 1, 2, 3)
     first = await take(client, name)
     assert await client.queue.nack(name, first.message_id)
@@ -213,10 +213,12 @@ async def test_a_message_given_back_waits_and_is_at_its_place_again(client: Asyn
     second = await client.queue.consume(name)
     assert second is not None
     assert second.message == 2
-    while (await client.queue.stats(name)).delayed:
+    assert await client.queue.create(name, retry_delay=1) is False
+    assert await client.queue.nack(name, second.message_id)
+    while (await client.queue.stats(name)).delayed > 1:
         await asyncio.sleep(0.05)
     again = await take(client, name)
-    assert (again.message, again.retry_count) == (1, 1)
+    assert (again.message, again.retry_count) == (2, 1)
 
 
 async def test_nack_says_how_long_to_wait(client: AsyncSynapClient, name: str) -> None:
