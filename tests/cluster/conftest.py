@@ -10,6 +10,7 @@ from pytest_asyncio import fixture as async_fixture
 
 from synap.cluster.host import ClusterHost
 from synap.cluster.options import EngineOptions
+from synap.cluster.sweeper import Sweeper
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking
 
@@ -35,6 +36,13 @@ def options(cluster: ThrowawayCluster, **given: Any) -> EngineOptions:
     return EngineOptions.read(
         cluster.url, {"space": "t" + uuid.uuid4().hex[:12], "partitions": 16, **given}, environ={}
     )
+
+
+@pytest.fixture
+def only_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what a gateway does besides, each second or so: a busy machine makes that more."""
+    monkeypatch.setattr(Sweeper, "sweep", lambda self: None)
+    monkeypatch.setattr(ClusterHost, "_renew", lambda self: None)
 
 
 @async_fixture

@@ -12,6 +12,7 @@ from typing import Any, Dict, List
 
 from synap.testing.cluster import ClusterNode, ThrowawayCluster
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["ProxiedCluster"]
 
@@ -36,7 +37,7 @@ class ProxiedCluster(ThrowawayCluster):
         """The proxies, in the order of the nodes."""
         return [self.proxies[node.port] for node in self.members]
 
-    def start(self, timeout: float = 30.0) -> ThrowawayCluster:
+    def start(self, timeout: float = PATIENCE) -> ThrowawayCluster:
         for node in self.members:
             proxy = FaultProxy("127.0.0.1", node.port, listens=(HOST, node.port))
             self.proxies[node.port] = self._stack.enter_context(proxy)

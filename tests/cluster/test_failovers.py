@@ -14,7 +14,7 @@ from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.nemesis.__main__ import complaints
 from tests.cluster.nemesis.load import run
 from tests.cluster.nemesis.rows import Happens, Row, cut, fail_over, flush_functions, kill, lagging
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, STEADY
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_failover_that_nodes_made_by_themselves_is_not_waited_for_twice() -> N
 
 
 def test_after_a_wait_every_node_says_who_took_over() -> None:
-    with ThrowawayCluster(3, 1) as cluster:
+    with ThrowawayCluster(3, 1, node_timeout=STEADY) as cluster:
         primary = cluster.members[0]
         replica = cluster.fail_over(primary)
         cluster.wait()

@@ -11,24 +11,15 @@ from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient
 from synap.cluster import lines, waiting
-from synap.cluster.host import ClusterHost
 from synap.cluster.joining import packed_requests
-from synap.cluster.sweeper import Sweeper
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, another_url
 
 MANY = 100
 
 
-@pytest.fixture
-def only_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what a gateway does besides, each second or so, whoever waits."""
-    monkeypatch.setattr(Sweeper, "sweep", lambda self: None)
-    monkeypatch.setattr(ClusterHost, "_renew", lambda self: None)
-
-
 @async_fixture
-async def two(one_node: ThrowawayCluster, only_waiting: None) -> AsyncIterator[List[AsyncSynapClient]]:
+async def two(one_node: ThrowawayCluster, only_what_is_asked: None) -> AsyncIterator[List[AsyncSynapClient]]:
     """Two clients that are a gateway each: they share names, and nothing in this process."""
     space = a_space()
     async with AsyncSynapClient(url=one_node.url, engine=space) as one:
@@ -176,7 +167,7 @@ async def test_the_gateway_that_asked_first_is_told_first_whatever_its_clock_say
 
 
 async def test_names_used_now_and_then_cost_no_call_more_and_a_client_that_leaves_drops_what_was_remembered(
-    one_node: ThrowawayCluster, only_waiting: None
+    one_node: ThrowawayCluster, only_what_is_asked: None
 ) -> None:
     space = a_space(partitions=256)
     async with AsyncSynapClient(url=one_node.url, engine=space) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any, List
 
 import pytest
@@ -14,6 +15,7 @@ from synap.cluster.running import in_task
 from synap.host import inprocess
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space
+from tests.helpers.patience import PATIENCE
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -79,12 +81,14 @@ async def test_a_node_that_was_away_for_longer_than_the_patience_is_reached_once
     further one was begun, and all calls to that node waited for it."""
     with ThrowawayCluster() as cluster:
         (node,) = cluster.members
-        engine = {"durability": "none", "patience": 0.5}
-        async with AsyncSynapClient(url=cluster.url, engine=engine, timeout=20, retries=0) as client:
+        engine = {"durability": "none"}
+        async with AsyncSynapClient(url=cluster.url, engine=engine, timeout=PATIENCE, retries=0) as client:
             await client.queue.create("q")
             waits = asyncio.ensure_future(client.queue.consume("q", timeout=600))
             while (await client.queue.stats("q")).consumers == 0:
                 await asyncio.sleep(0)
+            (link,) = [one.host.link for one in inprocess._shared.values() if isinstance(one.host, ClusterHost)]
+            link.options = dataclasses.replace(link.options, patience=0.5)
             node.kill()
             with pytest.raises(SynapError, match="can't be reached"):
                 await waits

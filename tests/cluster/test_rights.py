@@ -49,7 +49,7 @@ def use(url: str, **options: Any) -> None:
         with client.pubsub.subscribe(["t"]) as messages:
             client.pubsub.publish("t", 1)
             assert next(iter(messages)).message == 1
-        with client.lock("l", ttl=5):
+        with client.lock("l", ttl=600):
             pass
         assert client.stats()["keys"] >= 0
 
