@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from synap.lanes import upgrades
 from synap.testing import plugin
 from synap.testing.server import SERVER_PYTHON, ThrowawayServer, can_serve
+from tests.helpers.still_rates import StillRates
 
 if TYPE_CHECKING:
     from synap.testing.cluster import ThrowawayCluster
@@ -115,6 +116,14 @@ def serve() -> Iterator[Callable[..., ThrowawayServer]]:
     for service in running:
         if service.running:
             service.kill()
+
+
+@pytest.fixture
+def still_rates(tmp_path: Path) -> StillRates:
+    """What makes rate limits of a service in a process of its own give nothing back while it is asked."""
+    folder = tmp_path / "still_rates"
+    folder.mkdir()
+    return StillRates(folder)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from synap.server import native
 from synap.testing.server import ThrowawayServer
 from tests.helpers.keys import spoken
 from tests.helpers.raw import Http, Native
-from tests.helpers.still_rates import StillRates
 
 Serve = Callable[..., ThrowawayServer]
 Attach = Callable[..., Native]
@@ -48,14 +46,6 @@ def attach(server: ThrowawayServer) -> Iterator[Attach]:
     yield connect
     for connection in opened:
         connection.close()
-
-
-@pytest.fixture
-def still_rates(tmp_path: Path) -> StillRates:
-    """What makes rate limits of a service in a process of its own give nothing back while it is asked."""
-    folder = tmp_path / "still_rates"
-    folder.mkdir()
-    return StillRates(folder)
 
 
 @pytest.fixture
