@@ -142,8 +142,8 @@ def test_drops_of_a_body_do_not_keep_a_connection(hasty: ThrowawayServer) -> Non
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x00", frame(Kind.REQUEST, 1, b"{}", 2)[:-1]], ids=["none", "a byte", "most"])
-def test_frames_that_do_not_come_end_the_connection(hasty: ThrowawayServer, sent: bytes) -> None:
-    connection = Native(hasty)
+def test_frames_that_do_not_come_end_the_connection(prompt: ThrowawayServer, sent: bytes) -> None:
+    connection = Native(prompt)
     connection.send(sent)
     assert connection.ended()
     connection.close()
