@@ -99,7 +99,9 @@ async def rounds(count: int, *, holders: int = 6, seed: Optional[int] = None) ->
                 if fate != "given back":
                     lock._released.set()  # nobody renews it any more, as in a process that stands still
                 if fate == "paused":
-                    await asyncio.sleep(chance.uniform(0, 0.01))
+                    over = clock.now + chance.uniform(0, 4)
+                    while clock.now < over:
+                        await asyncio.sleep(0.001)
                 try:
                     number = resource.read(lock.fence)
                     await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, List
 
 import pytest
@@ -285,11 +286,10 @@ async def test_an_empty_queue_has_no_oldest_message(client: AsyncSynapClient, na
 
 async def wait_for_consumers(client: AsyncSynapClient, queue: str, count: int) -> None:
     """Wait until `count` consumers wait at a queue."""
-    for _ in range(2_000):
-        if queue in await client.queue.list() and (await client.queue.stats(queue)).consumers == count:
-            return
+    end = time.monotonic() + PATIENCE
+    while queue not in await client.queue.list() or (await client.queue.stats(queue)).consumers != count:
+        assert time.monotonic() < end, f"{count} consumers never waited at once"
         await asyncio.sleep(0.005)
-    raise AssertionError(f"{count} consumers never waited at once")
 
 
 async def test_a_waiting_consumer_is_given_what_is_published(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -17,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from synap.testing.server import ThrowawayServer
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Http, dial, read_all, read_head
+from tests.helpers.raw import Http, dial, read_all, read_head, wait_for
 from tests.helpers.still_rates import StillRates
 from tests.server.conftest import name
 
@@ -285,9 +284,9 @@ def test_a_consume_that_waits_on_a_closed_connection_takes_no_message(websocket:
 
 def wait_for_consumers(http: Http, queue: str, count: int) -> None:
     """Wait until `count` consumers wait at a queue."""
-    for _ in range(2000):
+
+    def are_there() -> bool:
         stats = http.do("queue.stats", queue=queue)
-        if stats.status == 200 and stats.payload["consumers"] == count:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"{count} consumers never waited at once")
+        return stats.status == 200 and bool(stats.payload["consumers"] == count)
+
+    wait_for(are_there)

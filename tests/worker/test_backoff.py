@@ -100,5 +100,5 @@ async def test_a_process_that_overruns_or_dies_is_replaced(client: AsyncSynapCli
             await worker.enqueue(function, 1)
         await until(lambda: len(errors) == 3)
         job = await worker.enqueue(jobs.square, 3)
-        assert await job.result() == 9
+        assert await job.result(timeout=PATIENCE) == 9
     assert sorted(errors) == ["Overrun", "ProcessDied", "ZeroDivisionError"]

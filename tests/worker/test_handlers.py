@@ -149,7 +149,7 @@ async def test_a_process_of_the_pool_runs_plain_functions(client: AsyncSynapClie
     worker.handles(name, pool="process", result_ttl=60)(jobs.square)
     async with running(worker):
         job = await worker.enqueue(jobs.square, 12)
-        assert await job.result() == 144
+        assert await job.result(timeout=PATIENCE) == 144
         assert (await client.kv.get(f"{name}-{job.message_id}")).value == 144
 
 
