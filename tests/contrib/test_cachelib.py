@@ -12,6 +12,7 @@ from synap import SynapClient, SynapError
 pytest.importorskip("cachelib")
 
 from synap.contrib.cachelib import SynapCache
+from tests.helpers.patience import PATIENCE
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_flask_caching_uses_it(synap_url: str) -> None:
     app.config.update(
         CACHE_TYPE="synap.contrib.cachelib.flask_caching",
         CACHE_ARGS=[synap_url],
-        CACHE_OPTIONS={"key_prefix": prefix, "options": {"timeout": 5.0}},
+        CACHE_OPTIONS={"key_prefix": prefix, "options": {"timeout": PATIENCE}},
     )
     cache = flask_caching.Cache(app)
     calls = []

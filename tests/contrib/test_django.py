@@ -17,7 +17,7 @@ from django.core.cache import caches
 from django.test import override_settings
 
 from synap.contrib.django.cache import SynapCache
-from tests.helpers.patience import about
+from tests.helpers.patience import PATIENCE, about
 
 if not settings.configured:
     settings.configure(SECRET_KEY="test", USE_TZ=True)
@@ -30,7 +30,7 @@ def names() -> str:
 
 @pytest.fixture
 def cache(synap_url: str, names: str) -> SynapCache:
-    return SynapCache(synap_url, {"OPTIONS": {"namespace": names, "timeout": 5.0}})
+    return SynapCache(synap_url, {"OPTIONS": {"namespace": names, "timeout": PATIENCE}})
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def django_settings(synap_url: str) -> Iterator[None]:
         CACHES={"default": place},
         SESSION_ENGINE="synap.contrib.django.sessions",
         SESSION_SYNAP_URL=synap_url,
-        SESSION_SYNAP_OPTIONS={"timeout": 5.0},
+        SESSION_SYNAP_OPTIONS={"timeout": PATIENCE},
     ):
         yield
 

@@ -20,6 +20,8 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
 EXTRAS = {"worker": ("croniter", "watchfiles"), "cluster": ("hiredis",)}
 """What isn't there for a page, unless it says that the extra is needed."""
+WAIT = re.compile(r"(\b(?:get|result|wait_result)\(timeout=)\d+")
+"""How long a page waits for a result; a busy machine may take longer than a reader's."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -36,7 +38,7 @@ def run_page(page: Path, synap_url: str) -> None:
     async def read() -> None:
         names: Dict[str, Any] = module.__dict__
         for block in blocks(page):
-            source = block.replace("http://localhost:15500", synap_url)
+            source = WAIT.sub(rf"\g<1>{PATIENCE:g}", block.replace("http://localhost:15500", synap_url))
             code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
             result = eval(code, names)
             if inspect.isawaitable(result):
