@@ -19,6 +19,7 @@ from starlette.responses import StreamingResponse
 
 from synap.contrib import fastapi as contrib
 from synap.contrib.fastapi import Synap, consumer, event_stream, synap_lifespan
+from synap.testing import ThrowawayServer
 from tests.helpers.patience import PATIENCE
 
 
@@ -175,6 +176,35 @@ async def test_a_message_whose_worker_is_stopped_goes_back(synap_url: str, synap
     message = await synap_client.queue.consume(queue, PATIENCE)
     assert message is not None
     assert message.message == "task"
+
+
+async def test_an_application_ends_while_the_service_is_away() -> None:
+    """Giving its message back failed, so its worker was restarted, and the application never ended."""
+    begun = asyncio.Event()
+
+    async def work(message: QueueMessage) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def cleans_up(client: AsyncSynapClient) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await client.kv.delete("running")
+
+    with ThrowawayServer() as server:
+        lifespan = synap_lifespan(
+            server.url, workers=[consumer("q", work), cleans_up], options={"retries": 0, "timeout": 1.0}
+        )
+        app = FastAPI(lifespan=lifespan)
+
+        async def serve() -> None:
+            async with lifespan(app):
+                await app.state.synap.queue.publish("q", "work")
+                await begun.wait()
+                server.kill()
+
+        await asyncio.wait_for(serve(), PATIENCE)
 
 
 async def test_the_deletion_of_its_queue_ends_no_consumer(

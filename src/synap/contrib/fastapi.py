@@ -74,11 +74,13 @@ def synap_lifespan(
     async def run(app: Any) -> AsyncIterator[None]:
         async with AsyncSynapClient(url=url, **(options or {})) as client:
             setattr(app.state, STATE, client)
-            tasks = [asyncio.ensure_future(_restarting(worker, client)) for worker in workers]
+            ending = asyncio.Event()
+            tasks = [asyncio.ensure_future(_restarting(worker, client, ending)) for worker in workers]
             try:
                 async with lifespan(app) if lifespan is not None else contextlib.AsyncExitStack():
                     yield
             finally:
+                ending.set()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,7 +98,7 @@ Synap = Annotated[AsyncSynapClient, Depends(get_synap)]
 """The application's client, as a parameter of an endpoint."""
 
 
-async def _restarting(worker: Worker, client: AsyncSynapClient) -> None:
+async def _restarting(worker: Worker, client: AsyncSynapClient, ending: asyncio.Event) -> None:
     while True:
         try:
             await worker(client)
@@ -104,6 +106,9 @@ async def _restarting(worker: Worker, client: AsyncSynapClient) -> None:
         except AsyncRaised as error:  # user code may raise anything: the application goes on
             if cancels_task(error):
                 raise
+            if ending.is_set():  # what it raised instead of its cancellation
+                log.error("a worker ended with an error: %s", error, exc_info=error)
+                return
             log.error("a worker ended with an error and is restarted: %s", error, exc_info=error)
             await asyncio.sleep(1)
 
@@ -151,7 +156,7 @@ async def _handle(
             await function(message)
         except BaseException as error:
             if not isinstance(error, AsyncRaised) or cancels_task(error):  # the application ends
-                with contextlib.suppress(MessageNotFoundError, QueueNotFoundError):
+                with contextlib.suppress(SynapError):  # else it is redelivered when its lease ends
                     await client.queue.nack(queue, message.message_id)
                 raise
             log.error("message %s of queue %s failed: %s", message.message_id, queue, error, exc_info=error)
