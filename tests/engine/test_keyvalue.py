@@ -327,3 +327,15 @@ def test_clearing_counts_no_key_that_had_expired(world: World) -> None:
     world(c.KvSet("k2", X))
     world.now += 10  # and nobody has looked since
     assert world(c.KvClear("k")).deleted == 1
+
+
+def test_a_page_ends_after_many_keys_that_have_expired(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    monkeypatch.setattr(keyvalue, "HIDDEN", 100)
+    for number in range(250):
+        world(c.KvSet(f"k{number:03}", X, ttl=1))
+    world(c.KvSet("last", X))
+    world.now += 2
+    pages = [world.get(c.ScanAnswer, c.KvScan())]
+    while pages[-1].cursor is not None:
+        pages.append(world.get(c.ScanAnswer, c.KvScan(cursor=pages[-1].cursor)))
+    assert [page.keys for page in pages] == [[], [], ["last"]]

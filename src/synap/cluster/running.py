@@ -153,6 +153,8 @@ class Lock:
         self.held = False
         if not self._handing_over:
             self._handing_over = True
-            while self._waiting and not self.held:
-                self._waiting.popleft().finish()
-            self._handing_over = False
+            try:
+                while self._waiting and not self.held:
+                    self._waiting.popleft().finish()
+            finally:
+                self._handing_over = False

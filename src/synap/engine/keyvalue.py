@@ -17,7 +17,7 @@ from synap.engine.values import integer, same
 from synap.errors import SynapError
 
 HIDDEN = 5_000
-"""Keys that the caller may not see after which a page of a scan ends, however few it has."""
+"""Keys that the caller may not see, or that have expired, after which a page of a scan ends, however few it has."""
 CLEARED_AT_ONCE = 1000
 """Keys that `clear` goes over before other requests have their turn."""
 
@@ -140,7 +140,8 @@ class Keys(KeyStore):
     def scan(self, p: c.KvScan, now: float) -> c.ScanAnswer:
         """List keys in order. A cursor is where a page ended, so other keys may come and go in between.
 
-        Keys that the caller may not see don't count, not even for `has_more`; after many of them a page is shorter.
+        Keys that the caller may not see don't count, not even for `has_more`, nor do those that have expired; after
+        many of them a page is shorter.
         """
         prefix = p.prefix or ""
         after = "" if p.cursor is None else read_cursor(self._signing(), prefix, p.cursor)
@@ -152,9 +153,7 @@ class Keys(KeyStore):
             for key in self.ordered.irange(after if behind else begin or None, None, (not behind, True)):
                 if not key.startswith(begin):
                     break
-                if expires and expires.get(key, now + 1) <= now:
-                    continue
-                if only is not None and not only.allows(key):
+                if (expires and expires.get(key, now + 1) <= now) or (only is not None and not only.allows(key)):
                     hidden += 1
                     if hidden == HIDDEN:
                         return c.ScanAnswer(page, write_cursor(self._signing(), prefix, key, SEALED), True)
