@@ -199,8 +199,12 @@ def test_a_mailbox_and_a_lock_stay_free_wherever_an_exception_comes() -> None:
         with lock:
             pass
 
+    def both() -> bool:
+        locked()
+        return box.put(1)
+
     def check() -> None:
-        assert apart(lambda: (box.put(1), locked()), name="other").result(PATIENCE)
+        assert apart(both, name="other").result(PATIENCE)
 
     box, lock = Mailbox[int](PLACES * 4), Lock()
     for work in (locked, lambda: box.put(1), box.poll, lambda: [box.put(1), box.get()]):
