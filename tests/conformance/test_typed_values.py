@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, Dict, List, Optional, Set, Tuple
@@ -294,3 +294,25 @@ async def test_keys_of_a_dictionary_come_back_as_the_type_that_is_asked_for(
     assert (await client.kv.get(name, type=Dict[int, str])).value == {1: "one", 2: "two"}
     await client.kv.set(name, {day.isoformat(): 1.5})
     assert (await client.kv.get(name, type=Dict[date, float])).value == {day: 1.5}
+    await client.kv.set(name, {"one": "1"})
+    with pytest.raises(SynapError, match=r"the value at key in \$ doesn't fit") as caught:
+        await client.kv.get(name, type=Dict[int, str])
+    assert caught.value.details["path"] == "key in $"
+
+
+@pytest.mark.only("memory", "sync")
+@pytest.mark.once_per_place
+async def test_a_type_can_be_used_once_all_that_it_mentions_is_defined(
+    client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Node:
+        leaf: Leaf  # type: ignore[name-defined]  # noqa: F821
+
+    await client.kv.set(name, {"leaf": {"x": 1}})
+    with pytest.raises(SynapError, match="'Leaf' is not defined"):
+        await client.kv.get(name, type=Node)
+
+    leaf = make_dataclass("Leaf", [("x", int)])
+    monkeypatch.setitem(globals(), "Leaf", leaf)
+    assert (await client.kv.get(name, type=Node)).value == Node(leaf(1))

@@ -76,9 +76,12 @@ def _encode(value: Any) -> Any:
 def check_type(wanted: Any) -> None:
     """Raise `INVALID_REQUEST` for an unusable `type=` argument. Called before a message is leased for it."""
     try:
-        reason = _unusable(wanted)
-    except TypeError:  # it has no hash
-        reason = _unusable.__wrapped__(wanted)
+        try:
+            reason = _unusable(wanted)
+        except TypeError:  # it has no hash
+            reason = _unusable.__wrapped__(wanted)
+    except (NameError, AttributeError) as error:
+        reason = str(error)
     if reason is not None:
         message = (
             f"type must be a dataclass, a msgspec Struct, a TypedDict, a pydantic model, a plain type, or a list or "
@@ -92,7 +95,9 @@ def _unusable(wanted: Any) -> Optional[str]:
     """Explain why no value can be converted to `wanted`; None where some can."""
     try:
         info = msgspec.inspect.type_info(wanted)
-    except (TypeError, NameError, SyntaxError, AttributeError, ValueError) as error:  # a text is read as an expression
+    except (NameError, AttributeError):  # not remembered: a name that it mentions may be defined later
+        raise
+    except (TypeError, SyntaxError, ValueError) as error:  # a text is read as an expression
         return str(error)
     if isinstance(info, msgspec.inspect.CustomType) and not _is_model(info.cls):
         return "a class that says nothing of its fields"
@@ -109,7 +114,7 @@ def fit(value: Any, wanted: Any, details: Dict[str, Any]) -> Any:
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `")
         inner = error.__cause__
-        place = (path[:-1] or "$") + (inner.path if isinstance(inner, _Misfit) else "")
+        place = (path[:-1].replace("` in `", " in ") or "$") + (inner.path if isinstance(inner, _Misfit) else "")
     except (TypeError, ValueError, RecursionError) as error:  # from a `__post_init__`, or of a type that has none
         text, place = str(error), "$"
     name = getattr(wanted, "__name__", None) or str(wanted)
