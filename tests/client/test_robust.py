@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
@@ -580,3 +581,19 @@ async def test_an_unreadable_result_in_a_batch_is_the_error_of_its_own_command(m
             one.result()
         assert caught.value.may_have_happened
         await client.close()
+
+
+async def test_an_error_is_freed_without_the_garbage_collector(make: Make, server: ThrowawayServer) -> None:
+    """Its traceback holds what was sent."""
+    client = make(server.url, transport="native")
+    await client.kv.set("key", 1)
+    gc.disable()
+    try:
+        try:
+            await client.queue.stats("none")
+        except SynapError as error:
+            seen = weakref.ref(error)
+        await client.kv.get("key")
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -271,7 +271,10 @@ class NativeLane(Lane):
         if not conversation.open:
             slot.discard()
         if call.error is not None:
-            raise call.error
+            try:
+                raise call.error
+            finally:
+                del call  # else only the garbage collector frees the error, whose traceback has the payload
         return call.body
 
     def _failure(self, command: Command, error: BaseException, sent: bool, timeout: float) -> Optional[SynapError]:

@@ -81,7 +81,10 @@ class Pending:
                     self._future = self._loop.create_future()
                     yield from self._future
             if self._failure is not None:
-                raise self._failure
+                try:
+                    raise self._failure
+                finally:
+                    self._failure = None  # else only the garbage collector frees the error, and with it the payload
         except SynapError:
             self._park()
             raise
