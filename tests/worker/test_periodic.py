@@ -91,6 +91,15 @@ def test_intervals_are_multiples_since_1970() -> None:
             every(wrong)
 
 
+def test_the_next_time_is_always_later() -> None:
+    """That of a job that comes a moment early is asked for at its own time: it fired twice."""
+    for interval in (0.1, 0.3, 1.1, 90.1, 1 / 3):
+        due = every(interval).after(1_790_000_000.0)
+        for _ in range(100):
+            before, due = due, every(interval).after(due)
+            assert interval / 2 < due - before < interval * 1.5
+
+
 def test_cron_expressions_are_in_utc_unless_told() -> None:
     morning = datetime(2024, 3, 1, 5, 0, tzinfo=timezone.utc).timestamp()
     due = Cron("0 3 * * *").after(morning)

@@ -32,7 +32,10 @@ class Every(Schedule):
     text: str
 
     def after(self, moment: float) -> float:
-        return (moment // self.seconds + 1) * self.seconds
+        number = moment // self.seconds + 1
+        if number * self.seconds <= moment:  # floats: // of a multiple may be one less
+            number += 1
+        return number * self.seconds
 
 
 class Cron(Schedule):
