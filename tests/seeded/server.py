@@ -120,8 +120,8 @@ SEEDS = (
     Seed(
         "a grant of one word covers a subscription to all",
         "server/grants.py",
-        'reachable[j - 1] and one != "#" and word in ("*", one)',
-        'reachable[j - 1] and word in ("*", one)',
+        r'_ONE_WORD = r"(?!#\.)[^.]*"',
+        r'_ONE_WORD = r"[^.]*"',
         "tests/server/test_grants.py tests/server/test_keys.py -k grant",
     ),
     Seed(

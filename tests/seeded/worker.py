@@ -15,7 +15,7 @@ SEEDS = (
     Seed(
         "intervals count from whenever a worker looks",
         "worker/schedule.py",
-        "return (moment // self.seconds + 1) * self.seconds",
+        "return number * self.seconds",
         "return moment + self.seconds",
         "tests/worker/test_periodic.py -k intervals",
     ),
