@@ -382,6 +382,37 @@ def test_waiting_for_nothing_ends_in_time(broker: str) -> None:
             waiting.drain_events(timeout=0.2)
 
 
+def test_leases_of_many_messages_are_not_renewed_one_by_one(synap_url: str) -> None:
+    """A worker with 20,000 tasks for later sent as many requests, and lost leases before it came to them."""
+    queue = str(uuid.uuid4())
+    calls: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def counting(about: object) -> Iterator[None]:
+        if isinstance(about, Call):
+            calls[about.command] += 1
+        yield
+
+    remove = add_hook(counting)
+    try:
+        with SynapClient(url=synap_url) as client:
+            client.queue.publish(queue, "there")
+            there = client.queue.consume(queue, ack_deadline=60)
+            assert there is not None
+            leases = Leases(client, Bindings(client, "kombu:"), 3600)
+            kept, *gone = [
+                leases.hold(queue, name) for name in (there.message_id, *(str(uuid.uuid4()) for _ in "1234"))
+            ]
+            leases._renew()
+            leases.close()
+    finally:
+        remove()
+    assert calls["queue.publish"] == 1, "they are counted"
+    assert calls["queue.extend"] == 0
+    assert leases.release(kept), "it is held still"
+    assert not any(leases.release(tag) for tag in gone), "those that the service doesn't know are not"
+
+
 def test_messages_are_asked_for_again_after_an_error_that_was_passed_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         nobody: Any = {"url": f"http://127.0.0.1:{unused.getsockname()[1]}", "retries": 0, "timeout": 0.1}

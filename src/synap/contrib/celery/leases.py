@@ -13,7 +13,7 @@ from typing import Dict, Optional, Tuple
 
 from synap import MessageNotFoundError, QueueNotFoundError, SynapClient, SynapError
 from synap.contrib.celery.bindings import ALIVE, Binding, Bindings
-from synap.contrib.sharing import Outage
+from synap.contrib.sharing import Outage, slices
 
 log = logging.getLogger("synap.contrib.celery")
 
@@ -82,11 +82,14 @@ class Leases:
         with self._lock:
             held = list(self._held.items())
             temporary = {queue: list(bindings) for queue, bindings in self._temporary.items()}
-        for tag, (queue, message_id) in held:
-            try:
-                self._client.queue.extend(queue, message_id, self.seconds)
-            except (MessageNotFoundError, QueueNotFoundError):
-                self.release(tag)  # settled meanwhile, or redelivered
+        for some in slices(held):  # a worker holds all tasks with an ETA: one by one took longer than their leases
+            with self._client.pipeline() as step:
+                answers = [step.queue.extend(queue, message_id, self.seconds) for _, (queue, message_id) in some]
+            for (tag, _), answer in zip(some, answers):
+                try:
+                    answer.result()
+                except (MessageNotFoundError, QueueNotFoundError):
+                    self.release(tag)  # settled meanwhile, or redelivered
         for queue, bindings in temporary.items():
             self._bindings.keep_alive(queue)
             for exchange, binding in bindings:
