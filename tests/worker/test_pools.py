@@ -12,6 +12,25 @@ from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import until
 
 
+class Declined(Exception):
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def decline() -> None:
+    raise Declined("card", "expired")
+
+
+async def test_an_exception_that_cannot_be_made_again_comes_as_text_and_its_process_stays() -> None:
+    pool = pools.ProcessPool(1)
+    try:
+        with pytest.raises(RuntimeError, match="Declined: card: expired"):
+            await pool.run(decline, (), PATIENCE)
+        assert pool._all, "it was killed, as if it had failed itself"
+    finally:
+        pool.close()
+
+
 async def test_a_process_that_nobody_waits_for_any_more_when_it_has_started_is_used_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -142,7 +142,10 @@ def _serve(connection: Connection[Any, Any]) -> None:
         except BaseException as error:
             answer = False, error
         try:
-            connection.send_bytes(pickle.dumps(answer))
+            data = pickle.dumps(answer)
+            if not answer[0]:
+                pickle.loads(data)  # exceptions whose __init__ takes more than a text often can't be made again
+            connection.send_bytes(data)
         except Exception as error:  # of what can't be pickled, whatever its own code raises
             succeeded, outcome = answer
             text = f"the result can't be sent back: {error}" if succeeded else f"{type(outcome).__name__}: {outcome}"
