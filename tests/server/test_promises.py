@@ -16,6 +16,8 @@ import pytest
 from synap.commands import COMMANDS
 from synap.commands.batch import MAX_BATCH
 from synap.commands.fields import MAX_HEADERS
+from synap.engine.callers import STEP
+from synap.engine.engine import MOST_STEPS
 from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import CODES, SynapError
@@ -26,7 +28,7 @@ from synap.server.transit import LEAST, SHARE
 from synap.server.websocket import MAX_UNDER_WAY
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON
-from synap.wire.frames import Kind
+from synap.wire.frames import MAX_ANSWER, Kind
 from synap.wire.handshake import Hello, greet
 from tests.helpers.keys import File, speak
 from tests.helpers.raw import Http, Native, dial, read_head, request
@@ -170,6 +172,10 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "commands in a batch": f"{MAX_BATCH:,}; an atomic one {MAX_ATOMIC:,}",
         "keys, or pairs, of one `mget`, `mset` or `del`": "10,000",
         "keys, messages, events and names in the answers of one batch": f"{MOST_LISTED:,}",
+        "bytes of the answers of one batch": f"{MAX_ANSWER // 1024**2} MiB",
+        "what the long commands of an atomic batch go over: keys, messages of deep queues, names, patterns": (
+            f"about {MOST_STEPS * STEP:,}"
+        ),
         "unfinished bodies, untaken answers and what is being translated or compressed, of all peers together": (
             f"a quarter of `--memory-limit`, at least {LEAST // 1024**2} MiB"
         ),
