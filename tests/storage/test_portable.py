@@ -10,9 +10,10 @@ from typing import Any, Dict, List
 
 import pytest
 
+from synap import forks
 from synap.engine.limits import Limits
 from synap.errors import SynapError
-from synap.storage import Unusable
+from synap.storage import Unusable, portable
 from synap.storage.doctor import repair
 from synap.storage.layout import DATABASE, LOCK
 from synap.storage.portable import as_commands, export_directory, import_directory, parse
@@ -228,6 +229,40 @@ def test_a_dead_letter_with_all_the_headers_there_can_be_is_imported(tmp_path: A
 def test_an_import_needs_a_new_directory(directory: str) -> None:
     with pytest.raises(Unusable, match="is not empty"):
         import_directory(io.BytesIO(exported(directory)), directory)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("module", [os, forks, portable], ids=["locking", "locked", "writing"])
+def test_an_import_that_is_interrupted_leaves_what_was_there(
+    directory: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, module: Any, there: bool
+) -> None:
+    name = {os: "ftruncate", forks: "watch", portable: "write_engine"}[module]
+    target, source = tmp_path / "new", exported(directory)
+    if there:
+        target.mkdir()
+    original, once = getattr(module, name), iter([interrupt])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, lambda *given: next(once, original)(*given))
+        with pytest.raises(KeyboardInterrupt):
+            import_directory(io.BytesIO(source), str(target))
+    assert target.exists() is there
+    assert not there or os.listdir(target) == []
+    assert import_directory(io.BytesIO(source), str(target)) > 1
+
+
+def test_what_somebody_has_there_stays_where_an_import_is_interrupted(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(os.listdir(directory))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            import_directory(io.BytesIO(b""), directory)
+    assert sorted(os.listdir(directory)) == before
 
 
 def test_there_must_be_something_to_export(tmp_path: Any) -> None:

@@ -25,12 +25,18 @@ class DirectoryLock:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.path = os.path.join(directory, LOCK)
-        self._open(directory)
-        while not is_at(self._file, self.path):  # its last holder removed it just now
-            os.close(self._file)
+        self._file = -1
+        try:
             self._open(directory)
-        self._write_holder()
-        forks.watch(self)
+            while not is_at(self._file, self.path):  # its last holder removed it just now
+                os.close(self._file)
+                self._file = -1
+                self._open(directory)
+            self._write_holder()
+            forks.watch(self)
+        except BaseException:  # of a signal handler too
+            self.release()
+            raise
 
     def _open(self, directory: str) -> None:
         try:

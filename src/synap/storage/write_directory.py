@@ -6,9 +6,10 @@ import errno
 import os
 import sqlite3
 from contextlib import contextmanager, suppress
-from typing import Iterator, List
+from typing import Iterator, List, Optional
 
 from synap.engine.engine import Engine
+from synap.errors import SynapError
 from synap.storage.layout import DATABASE, LOCK, NEW, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
@@ -24,6 +25,34 @@ def new_directory(directory: str) -> Iterator[None]:
     data, or something else.
     """
     made = not os.path.exists(directory)
+    empty = False
+    lock: Optional[DirectoryLock] = None
+    try:
+        _make(directory)
+        empty = True
+        lock = DirectoryLock(directory)
+        yield
+    except BaseException as error:
+        if lock is not None:
+            _empty(directory)
+        elif empty and not isinstance(error, SynapError):  # of a signal handler, while it was locked
+            with suppress(SynapError):
+                lock = DirectoryLock(directory)
+        if lock is not None:
+            lock.remove()
+        if made:
+            with suppress(OSError):  # somebody else may have put something there
+                os.rmdir(directory)
+        if isinstance(error, sqlite3.Error):
+            error = not_written(error)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = directory
+        raise error
+    lock.release()
+
+
+def _make(directory: str) -> None:
+    """Make an empty directory, where there is none."""
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
         there = sorted(set(os.listdir(directory)) - {LOCK})
@@ -34,21 +63,6 @@ def new_directory(directory: str) -> Iterator[None]:
     if there:
         shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
         raise refusal("INVALID_REQUEST", f"{directory} is not empty ({shown}); a new directory is needed", directory)
-    lock = DirectoryLock(directory)
-    try:
-        yield
-    except BaseException as error:
-        _empty(directory)
-        lock.remove()
-        if made:
-            with suppress(OSError):  # somebody else may have put something there
-                os.rmdir(directory)
-        if isinstance(error, sqlite3.Error):
-            error = not_written(error)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = directory
-        raise error
-    lock.release()
 
 
 def not_written(error: sqlite3.Error) -> OSError:
