@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, ContextManager, Iterator, List
 
 import pytest
 
@@ -284,6 +284,18 @@ def test_what_a_process_leaves_behind_is_swept_by_the_next_of_its_kind(
         assert f"{prefix}mailbox" not in sync_synap_client.queue.list()
 
 
+def counting(calls: Counter[str]) -> Callable[[object], ContextManager[None]]:
+    """Return a hook that counts calls by their command."""
+
+    @contextlib.contextmanager
+    def hook(about: object) -> Iterator[None]:
+        if isinstance(about, Call):
+            calls[about.command] += 1
+        yield
+
+    return hook
+
+
 @pytest.mark.usefixtures("own_logging")
 def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
     broker: str, monkeypatch: pytest.MonkeyPatch
@@ -292,18 +304,12 @@ def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
     monkeypatch.setattr(sharing, "TOGETHER", 7)
     calls: Counter[str] = Counter()
 
-    @contextlib.contextmanager
-    def counting(about: object) -> Iterator[None]:
-        if isinstance(about, Call):
-            calls[about.command] += 1
-        yield
-
     def scan(client: SynapClient, prefix: str) -> Iterator[str]:
         calls["looked through"] += 1
         yield from bindings.scan(client, prefix)
 
     monkeypatch.setattr(backend, "scan", scan)
-    remove = add_hook(counting)
+    remove = add_hook(counting(calls))
     app = celery.Celery("many", broker=broker, backend=broker)
     app.conf.update(broker_connection_retry_on_startup=True, result_backend_thread_safe=True)
 
@@ -386,14 +392,7 @@ def test_leases_of_many_messages_are_not_renewed_one_by_one(synap_url: str) -> N
     """A worker with 20,000 tasks for later sent as many requests, and lost leases before it came to them."""
     queue = str(uuid.uuid4())
     calls: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def counting(about: object) -> Iterator[None]:
-        if isinstance(about, Call):
-            calls[about.command] += 1
-        yield
-
-    remove = add_hook(counting)
+    remove = add_hook(counting(calls))
     try:
         with SynapClient(url=synap_url) as client:
             client.queue.publish(queue, "there")

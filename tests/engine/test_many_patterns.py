@@ -10,7 +10,7 @@ import pytest
 
 from synap import commands as c
 from synap.commands import COMMANDS
-from synap.engine.callers import STEP, Steps
+from synap.engine.callers import STEP, Steps, run
 from synap.engine.engine import Engine, Limits
 from synap.engine.topics import by_words
 from synap.engine.trie import Trie
@@ -38,14 +38,6 @@ def begin(world: World, client: Client, patterns: List[str] = MANY) -> Steps:
     steps = world.engine.execute(c.PubSubSubscribe(patterns), world.now, client)
     assert isinstance(steps, GeneratorType)
     return steps
-
-
-def finish(steps: Steps) -> Any:
-    try:
-        while True:
-            next(steps)
-    except StopIteration as done:
-        return done.value
 
 
 def assert_nothing_is_left(world: World, aside: int) -> None:
@@ -96,7 +88,7 @@ def test_one_that_ends_before_it_has_begun_leaves_nothing(world: World, after: i
     if way == "leaves":
         world.engine.forget(client)
         with pytest.raises(SynapError, match="ended before it had begun"):
-            finish(steps)
+            run(steps)
     else:
         steps.close()
     assert client.subscriptions == {}
@@ -129,7 +121,7 @@ def test_those_about_to_begin_count_for_the_limit() -> None:
         next(steps)
     assert world.error(c.PubSubSubscribe(["a"]), client).code == "INVALID_REQUEST"
     for steps in both:
-        finish(steps)
+        run(steps)
     assert matched(world) == 2
 
 

@@ -132,9 +132,7 @@ def test_a_session_whose_output_was_left_behind_is_answered(tmp_path: Path, monk
 PLACES = 2000
 """More places than any call here has."""
 
-everywhere = pytest.mark.skipif(
-    not (3, 10) <= sys.version_info < (3, 14), reason="this Python may leave a lock held at its `with`"
-)
+HELD = "this Python may leave a lock held at its `with`"
 """From 3.14 on `__enter__` is called by an instruction of its own, behind which a signal handler may run."""
 
 
@@ -180,7 +178,7 @@ def answering(peer: Peer) -> None:
         peer.answer(request, answers.get(name_of(request)))
 
 
-@everywhere
+@pytest.mark.skipif(sys.version_info < (3, 10), reason=HELD)
 @pytest.mark.parametrize("waits", [False, True])
 def test_no_place_of_the_pool_is_lost_wherever_an_exception_comes(waits: bool) -> None:
     def check() -> None:
@@ -196,7 +194,7 @@ def test_no_place_of_the_pool_is_lost_wherever_an_exception_comes(waits: bool) -
             assert not lane._waiting
 
 
-@everywhere
+@pytest.mark.skipif(not (3, 10) <= sys.version_info < (3, 14), reason=HELD)
 def test_a_mailbox_and_a_lock_stay_free_wherever_an_exception_comes() -> None:
     def locked() -> None:
         with lock:
