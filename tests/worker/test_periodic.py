@@ -114,3 +114,41 @@ def test_cron_across_a_change_of_the_clocks() -> None:
     due = Cron("30 3 * * *", berlin).after(before)
     assert datetime.fromtimestamp(due, timezone.utc) == datetime(2024, 3, 31, 1, 30, tzinfo=timezone.utc)
     assert Cron("30 3 * * *", berlin).after(due) - due == 86_400
+
+
+def test_a_time_that_clocks_leave_out_is_due_as_they_go_forward() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    before = datetime(2024, 3, 31, 0, 0, tzinfo=berlin).timestamp()
+    assert Cron("30 2 * * *", berlin).after(before) == datetime(2024, 3, 31, 1, 0, tzinfo=timezone.utc).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("expression", "hours"),
+    [
+        ("30 2 * * *", [0.5, 25.5]),
+        ("0,30 2 * * *", [0.0, 0.5, 25.0]),
+        ("0 */2 * * *", [0.0, 3.0, 5.0]),
+        ("0 * * * *", [0.0, 1.0, 2.0, 3.0]),
+        ("30 * * * *", [0.5, 1.5, 2.5]),
+        ("@hourly", [0.0, 1.0, 2.0]),
+    ],
+)
+def test_an_hour_that_comes_twice_counts_once_where_it_is_named(expression: str, hours: List[float]) -> None:
+    """In Berlin it was twice from two to three on 27 October 2024, first from midnight UTC on."""
+    first = datetime(2024, 10, 27, 0, 0, tzinfo=timezone.utc).timestamp()
+    schedule, moment, dues = Cron(expression, ZoneInfo("Europe/Berlin")), first - 1, []
+    for _ in hours:
+        moment = schedule.after(moment)
+        dues.append((moment - first) / 3600)
+    assert dues == hours
+
+
+@pytest.mark.parametrize("expression", ["0 0 30 2 *", "0 0 1 1 * 0 2999", "R 2 * * *", "0 R(1-3) * * *", "0 3 * *"])
+def test_a_cron_expression_that_names_no_time_of_ours_is_refused(expression: str) -> None:
+    with pytest.raises(SynapError, match="cron must") as refused:
+        Cron(expression)
+    assert refused.value.code == "INVALID_REQUEST"
+
+
+def test_a_cron_expression_may_name_days_and_months() -> None:
+    assert Cron("0 3 * APR FRI").after(0.0) == datetime(1970, 4, 3, 3, 0, tzinfo=timezone.utc).timestamp()
