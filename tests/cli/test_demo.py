@@ -22,7 +22,8 @@ from synap import AsyncSynapClient, StreamEvent
 from synap.cli.app import run
 from synap.demo import check, library, names
 from synap.demo import run as course
-from synap.demo.display import LiveScreen, picture, summary
+from synap.demo.display import LiveScreen, PlainScreen, picture, summary
+from synap.demo.processes import end_all
 from synap.demo.progress import Progress, Worker
 from synap.testing import ThrowawayServer
 from tests.cli.conftest import Ended, Spawn, environment
@@ -189,6 +190,7 @@ async def test_a_worker_is_killed_with_tasks_that_it_has_not_finished_however_la
     demo = course.Demo(course.Settings(), [("a", 1), ("b", 1)], Mock(), "", Mock())
     child, demo.server, demo.client = Mock(), Mock(), Mock()
     demo.kill_at, demo.workers, demo.progress = 0.0, {"worker-2": child}, progress()
+    demo.progress.to_kill = True
     see = demo.progress.on_event
 
     async def stats(room: str) -> Any:
@@ -201,6 +203,26 @@ async def test_a_worker_is_killed_with_tasks_that_it_has_not_finished_however_la
     await demo._kill_one()
     assert demo.progress.workers["worker-2"].holds == {"b"}
     assert [call[0] for call in child.method_calls] == ["freeze", "freeze", "kill"]
+
+
+async def test_a_worker_is_killed_in_the_middle_even_by_a_demo_that_sees_the_work_only_when_it_is_over(
+    tmp_path: Path,
+) -> None:
+    class Late(course.Demo):
+        async def _kill_one(self) -> None:
+            await self._until(lambda: len(self.progress.hashed) == self.progress.total, PATIENCE, "the work")
+            await super()._kill_one()
+
+    with course._open_log(str(tmp_path)) as log:
+        screen = PlainScreen(Console(file=io.StringIO()))
+        demo = Late(course.Settings(60, 2, memory=True), library.files(60), screen, str(tmp_path), log)
+        try:
+            outcome = await demo.run()
+        finally:
+            end_all(demo.children)
+    assert outcome.verdict.good
+    assert outcome.progress.victim == "worker-2"
+    assert outcome.redelivered >= outcome.progress.lost >= 1
 
 
 def test_the_library_is_every_file_but_what_others_installed() -> None:

@@ -37,8 +37,8 @@ def demo(files: Optional[int], workers: int, memory: bool, kill: bool, cluster: 
 
     A producer publishes a task for every file of this Python's standard library, the smaller the more urgent.
     Workers lease the tasks, hash the files (SHA-256), store the digests, and publish to a room and a topic. One of
-    them is killed while it holds leases, which expire and go to the others. At the end every digest is checked
-    against its file.
+    them hangs and is killed while it holds leases, which expire and go to the others. At the end every digest is
+    checked against its file.
 
     With --cluster, the same on six nodes of Valkey (three primaries, each with a replica) behind two gateways. Of these
     one gateway and the primary that has the queue are killed as well.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import signal
@@ -152,9 +153,13 @@ class Demo:
         progress, settings = self.progress, self.settings
         progress.phase = "starting the workers"
         slots = max(1, min(SLOTS, len(self.files) // (settings.workers * 5)))
+        progress.to_kill = settings.kill and settings.workers > 1
         for number in range(1, settings.workers + 1):
             name = f"worker-{number}"
-            child = self._spawn(name, "synap.demo.worker", self._url(number), name, str(slots), str(self.retries))
+            # The victim hangs with the tasks that it has then, so that it has some however late it is killed.
+            hangs_after = len(self.files) * self.kill_at / settings.workers if name == self._victim() else math.inf
+            numbers = map(str, (slots, self.retries, hangs_after))
+            child = self._spawn(name, "synap.demo.worker", self._url(number), name, *numbers)
             self.workers[name] = child
             progress.workers[name] = Worker(name, child.process.pid)
         await self._until(lambda: all(worker.joined for worker in progress.workers.values()), self.patience, "a worker")
@@ -164,7 +169,6 @@ class Demo:
         producer = self._spawn(
             "producer", "synap.demo.producer", self._url(2), str(settings.files or 0), str(self.retries)
         )
-        progress.to_kill = settings.kill and settings.workers > 1
         await self._kill()
         await self._until(lambda: len(progress.hashed) == progress.total, settings.limit, "the work")
         progress.phase = "waiting for the last leases"
@@ -179,10 +183,10 @@ class Demo:
 
     async def _kill_one(self) -> None:
         """Kill a worker that has tasks in progress. It is stopped first, so that its leases don't change meanwhile."""
-        progress = self.progress
-        name = f"worker-{max(2, self.settings.workers // 2)}"
+        progress, name = self.progress, self._victim()
         child, worker = self.workers[name], progress.workers[name]
-        while len(progress.hashed) < progress.total:
+        while worker.holds or len(progress.hashed) < progress.total:
+            self._check_alive()
             if len(progress.hashed) < progress.total * self.kill_at or not worker.holds:
                 await asyncio.sleep(TICK)
                 continue
@@ -197,6 +201,10 @@ class Demo:
                 progress.phase = f"{name} is gone; its leases expire and go to the others"
                 return
             child.thaw()
+
+    def _victim(self) -> str:
+        """Return the name of the worker to kill; empty if there is none."""
+        return f"worker-{max(2, self.settings.workers // 2)}" if self.progress.to_kill else ""
 
     async def _catch_up(self) -> None:
         """Wait until all events that the room has now are seen."""

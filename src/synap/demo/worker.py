@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sys
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 from synap import AsyncSynapClient, ConnectionError, MessageNotFoundError
 from synap.demo import library, names
 from synap.demo.processes import lifeline
 
 
-async def work(client: AsyncSynapClient, name: str) -> None:
-    """Handle tasks one after the other, for ever."""
+async def work(client: AsyncSynapClient, name: str, begun: Iterator[int], hangs_after: float) -> None:
+    """Handle tasks one after the other, for ever. `begun` counts the worker's; it hangs after `hangs_after` of them."""
     while True:
         message = await client.queue.consume(names.QUEUE, timeout=30, ack_deadline=names.ACK_DEADLINE)
         if message is None:
@@ -28,6 +29,8 @@ async def work(client: AsyncSynapClient, name: str) -> None:
         path = task["path"]
         note = {"path": path, "worker": name, "retry": message.retry_count}
         await client.stream.publish(names.ROOM, names.STARTED, note)
+        if next(begun) > hangs_after:
+            await asyncio.get_running_loop().create_future()
         digest = library.digest(path)
         await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
         with contextlib.suppress(ConnectionError):  # at most once: it may or may not have been delivered
@@ -40,13 +43,14 @@ async def work(client: AsyncSynapClient, name: str) -> None:
             continue
 
 
-async def run(url: str, name: str, slots: int, retries: int) -> None:
-    """Work on up to `slots` tasks at once until the demo ends."""
+async def run(url: str, name: str, slots: int, retries: int, hangs_after: float) -> None:
+    """Work on up to `slots` tasks at once until the demo ends; hang with those begun after the first `hangs_after`."""
     async with AsyncSynapClient(url=url, pool_size=slots + 1, retries=retries, retry_max_delay=1.0) as client:
         await client.stream.publish(names.ROOM, names.JOINED, {"worker": name})
-        await asyncio.gather(*(work(client, name) for _ in range(slots)))
+        begun = itertools.count(1)
+        await asyncio.gather(*(work(client, name, begun, hangs_after) for _ in range(slots)))
 
 
 if __name__ == "__main__":
     lifeline(lambda: os._exit(0))
-    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])))
