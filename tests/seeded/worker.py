@@ -22,9 +22,16 @@ SEEDS = (
     Seed(
         "a cron expression is in UTC whatever time zone is given",
         "worker/schedule.py",
-        "start = datetime.fromtimestamp(moment, self._zone)",
-        "start = datetime.fromtimestamp(moment, timezone.utc)",
+        "self._zone = zone or timezone.utc",
+        "self._zone = timezone.utc",
         "tests/worker/test_periodic.py -k cron",
+    ),
+    Seed(
+        "an hour that comes twice counts twice",
+        "worker/schedule.py",
+        "return instants[:1] or",
+        "return instants or",
+        "tests/worker/test_periodic.py -k named_hour",
     ),
     Seed(
         "what a handler writes isn't bound to its acknowledgement",

@@ -143,6 +143,12 @@ def test_an_hour_that_comes_twice_counts_once_where_it_is_named(expression: str,
     assert dues == hours
 
 
+def test_a_named_hour_does_not_count_the_second_time_for_a_job_that_begins_in_it() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    second = datetime(2024, 10, 27, 1, 10, tzinfo=timezone.utc).timestamp()
+    assert Cron("30 2 * * *", berlin).after(second) == datetime(2024, 10, 28, 1, 30, tzinfo=timezone.utc).timestamp()
+
+
 @pytest.mark.parametrize("expression", ["0 0 30 2 *", "0 0 1 1 * 0 2999", "R 2 * * *", "0 R(1-3) * * *", "0 3 * *"])
 def test_a_cron_expression_that_names_no_time_of_ours_is_refused(expression: str) -> None:
     with pytest.raises(SynapError, match="cron must") as refused:
