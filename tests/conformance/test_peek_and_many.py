@@ -303,7 +303,7 @@ async def test_redrive_puts_back_the_letters_that_are_named(client: AsyncSynapCl
         await client.queue.nack(name, message.message_id, requeue=False)
     letters = (await client.queue.peek(f"{name}.dlq")).messages
     chosen = [letters[2].message_id, letters[0].message_id]
-    assert await client.queue.redrive(name, message_ids=[*chosen, "0-0", "nonsense"]) == 2
+    assert await client.queue.redrive(name, message_ids=[*chosen, "0-0", "nonsense", *chosen]) == 2
     assert [one.message for one in (await client.queue.peek(name)).messages] == [0, 2]
     assert [one.message for one in (await client.queue.peek(f"{name}.dlq")).messages] == [1, 3]
     assert await client.queue.redrive(name, message_ids=chosen) == 0

@@ -179,7 +179,7 @@ class Queues(Facility):
         if not self.link.recording:
             await self.settle(p.queue)
         left = 10**9 if p.limit is None else p.limit
-        named = None if p.message_ids is None else [message_id.encode() for message_id in p.message_ids]
+        named = None if p.message_ids is None else [text.encode() for text in dict.fromkeys(p.message_ids)]
         total = number = 0
         while left:
             most = left if self.link.recording else min(left, PIECE)
