@@ -93,6 +93,18 @@ async def test_a_new_name_begins_as_replay_says_and_stays_there(client: AsyncSyn
     await subscription.unsubscribe()
 
 
+@pytest.mark.parametrize("beyond", [2, 2**63 - 1])
+async def test_a_new_name_is_never_ahead_of_its_room(client: AsyncSynapClient, name: str, beyond: int) -> None:
+    await publish(client, name, 0)
+    subscription = await client.stream.subscribe(name, from_offset=beyond, name="reader")
+    assert [(one.offset, one.lag) for one in await client.stream.cursors(name)] == [(0, 0)]
+    await subscription.unsubscribe()
+    await publish(client, name, 1)
+    again = await client.stream.subscribe(name, name="reader")
+    assert await take(again, 1) == [1]
+    await again.unsubscribe()
+
+
 async def test_a_newer_subscriber_of_a_name_takes_over(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:

@@ -26,7 +26,7 @@ class Names:
         self.drop = drop
 
     def enter(self, room: Room, name: str, first: int) -> int:
-        """Return the place of a name; a new one starts at `first`."""
+        """Return the place of a name; a new one starts at `first`, which is not beyond the room's next event."""
         place = room.places.get(name)
         if place is None:
             self.budget.check(self.check(room, room.name, name))

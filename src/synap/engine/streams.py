@@ -94,7 +94,7 @@ class Streams:
         else:
             start = room.oldest if p.replay else room.next
         if p.name is not None:
-            place = self.names.enter(room, p.name, start)
+            place = self.names.enter(room, p.name, min(start, room.next))
             start = start if p.from_offset is not None else place
         next = max(start, room.oldest)
         self.budget.set_aside(SUBSCRIPTION_COST)

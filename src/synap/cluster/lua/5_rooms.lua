@@ -98,7 +98,7 @@ end)
 
 -- Say how many subscriptions a gateway has, and until when that holds; make the room where it is not there. With a name,
 -- take the durable subscription of that name over; one that is new begins at `first`: an offset (from the end where it is
--- below 0), 'oldest' or 'next'.
+-- below 0, at most the next), 'oldest' or 'next'.
 -- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', first
 -- -> {inc, oldest, next, offset of the name or '', number of the subscription that has it}
 change('syn_s_join', function(K, A)
@@ -114,7 +114,7 @@ change('syn_s_join', function(K, A)
   if A[8] ~= '' then
     local first = A[9] == 'oldest' and oldest or A[9] == 'next' and next or tonumber(A[9])
     if first < 0 then first = math.max(next + first, 0) end
-    call('HSETNX', K[3], 'c:' .. A[8], whole(math.max(first, oldest)))
+    call('HSETNX', K[3], 'c:' .. A[8], whole(math.min(math.max(first, oldest), next)))
     cursor = call('HGET', K[3], 'c:' .. A[8])
     number = math.max(us, (tonumber(call('HGET', K[3], 'o:' .. A[8]) or 0) or 0) + 1)
     call('HSET', K[3], 'o:' .. A[8], whole(number))
