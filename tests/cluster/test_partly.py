@@ -42,6 +42,7 @@ HELD: Dict[str, str] = {
     "`subscribers_matched`": "cluster/test_topics.py::test_many_patterns_of_many_words_are_one_subscription",
     "`pubsub.stats`": "cluster/test_partly.py::test_subscriptions_of_all_gateways_are_counted",
     "`MEMORY_LIMIT`": "cluster/test_partly.py::test_a_full_node_is_told",
+    "`oldest_message_age_secs`": "cluster/test_partly.py::test_a_delay_counts_as_age_once_its_message_was_leased",
     "`admin.stats`": "cluster/test_gateway.py::test_the_metrics_that_the_docs_name_are_in_a_scrape",
     "limits on how many queues and rooms there are": "cluster/test_partly.py::test_no_limit_stops_new_queues_and_rooms",
     "`synap backup`, `synap doctor`": "cluster/test_partly.py::test_backup_and_doctor_are_for_directories_and_services",
@@ -270,6 +271,14 @@ async def test_no_limit_stops_new_queues_and_rooms(one_node: ThrowawayCluster, m
             await client.queue.publish(f"q{number}", 1)
             await client.stream.publish(f"r{number}", "e", 1)
         assert len(await client.queue.list()) == len(await client.stream.rooms()) == 5
+
+
+async def test_a_delay_counts_as_age_once_its_message_was_leased(client: AsyncSynapClient) -> None:
+    await client.queue.publish("q", 1, delay=0.5)
+    message = await client.queue.consume("q", timeout=PATIENCE)
+    assert message is not None
+    await client.queue.nack("q", message.message_id)
+    assert ((await client.queue.stats("q")).oldest_message_age_secs or 0) >= 0.5
 
 
 async def test_subscriptions_of_all_gateways_are_counted(one_node: ThrowawayCluster) -> None:

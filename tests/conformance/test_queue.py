@@ -276,6 +276,21 @@ async def test_stats_count_what_happened(client: AsyncSynapClient, name: str) ->
     assert 0 <= stats.oldest_message_age_secs < 60
 
 
+@pytest.mark.once_per_place
+async def test_a_delay_is_no_age(client: AsyncSynapClient, name: str) -> None:
+    began = time.monotonic()
+    await client.queue.publish(name, "later", delay=1)
+
+    async def age() -> float:
+        while True:
+            found = (await client.queue.stats(name)).oldest_message_age_secs
+            if found is not None:
+                return found
+            await asyncio.sleep(0.05)
+
+    assert await asyncio.wait_for(age(), PATIENCE) <= time.monotonic() - began - 1
+
+
 async def test_an_empty_queue_has_no_oldest_message(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name)
     assert (await client.queue.stats(name)).oldest_message_age_secs is None

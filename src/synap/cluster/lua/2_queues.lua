@@ -4,7 +4,8 @@
 --           retry_max_delay), totals mat (of the numbers, those given to delayed ones) nak dead drop, and
 --           w:<gateway> 'how many wait there, when it said so'
 -- qb  hash  id -> published ms (8 bytes), 'P' or 'L' and a dead letter's letter, headers and value as the gateway packed
---           them; <id>s -> 'retries lease place deadline holder', only once it was leased or delayed
+--           them; <id>s -> 'retries lease place deadline holder', only once it was leased or delayed (deadline without a
+--           lease or retries: when its delay ended)
 -- qr  zset  ready: place -> id               ql  zset  leased: deadline ms -> id      qd  zset  delayed: due ms -> id
 -- qw  zset  gateways to be told of a message: since ms -> gateway
 -- An id is '<number in hex><priority>', so the place of a fresh message follows from it. Users see '<inc>-<id>'.
@@ -215,7 +216,8 @@ local function give_up(q, letters, id, s, reason, time, wait)
 end
 
 -- End up to BATCH leases and delays that are due, and note when the next is. A message that was delayed when it was
--- published enters behind those that came meanwhile; one that was tried before has its place kept in its state.
+-- published enters behind those that came meanwhile, with this time as its deadline; one that was tried before has its place
+-- kept in its state.
 local function settle(q, letters, time)
   for _, id in ipairs(call('ZRANGE', q.l, '-inf', time, 'BYSCORE', 'LIMIT', 0, BATCH)) do
     give_up(q, letters, id, state(q, id), 'ack_deadline', time)
@@ -229,7 +231,7 @@ local function settle(q, letters, time)
       t.number = t.number + 1
       keep_head(q.h, t)
       call('HINCRBY', q.h, 'mat', 1)
-      s.place = (9 - tonumber(string.sub(id, -1))) * LEVEL + t.number
+      s.place, s.deadline = (9 - tonumber(string.sub(id, -1))) * LEVEL + t.number, time
       keep_state(q, id, s)
     end
     enter(q, id, s.place)

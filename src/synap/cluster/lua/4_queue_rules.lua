@@ -60,7 +60,7 @@ change('syn_q_return', function(K, A)
   local id, s = held(q.b, inc or '', A[4], A[5], '', time)
   if not id then return {0} end
   call('ZREM', q.l, id)
-  s.lease, s.holder = '0', ''
+  s.lease, s.holder, s.deadline = '0', '', 0
   keep_state(q, id, s)
   enter(q, id, s.place)
   return {1}
@@ -163,7 +163,11 @@ change('syn_q_stats', function(K, A)
     end
   end
   local first = oldest(q)
-  local age = first and time - struct.unpack('>d', call('HGET', q.b, first)) or -1
+  local s, age = first and state(q, first), -1
+  if first then
+    local delayed = s.lease == '0' and s.retries == 0 and s.deadline > 0
+    age = time - (delayed and s.deadline or struct.unpack('>d', call('HGET', q.b, first)))
+  end
   return {call('ZCARD', q.r), call('ZCARD', q.l), call('ZCARD', q.d), waiting, t.number - (h.mat or 0), t.con, t.ack, h.nak or 0,
     h.dead or 0, h.drop or 0, math.floor(age)}
 end, {'allow-oom'})
