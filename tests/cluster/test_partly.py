@@ -12,7 +12,7 @@ from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Tuple
 import pytest
 from pytest_asyncio import fixture as async_fixture
 
-from synap import AsyncSynapClient, SynapError
+from synap import AsyncSynapClient, EventsLostError, SynapError
 from synap.cluster import batches, functions, host, rooms
 from synap.commands import COMMANDS
 from synap.engine.limits import Limits
@@ -34,6 +34,8 @@ HELD: Dict[str, str] = {
     "`kv.clear`": "conformance/test_kv.py::test_what_is_stored_while_it_is_cleared_stays",
     "`if_value` between formats": "conformance/test_kv.py"
     "::test_a_value_is_compared_with_one_written_in_the_other_format",
+    "`from_offset` of a subscription, beyond the newest event": "cluster/test_partly.py"
+    "::test_who_goes_on_behind_events_that_are_not_there_is_told",
     "`subscribers_notified`, `consumers`": "cluster/test_partly.py"
     "::test_those_of_a_gateway_that_died_are_counted_for_a_while",
     "order of a pipelined client's commands": "cluster/test_partly.py"
@@ -279,6 +281,14 @@ async def test_a_delay_counts_as_age_once_its_message_was_leased(client: AsyncSy
     assert message is not None
     await client.queue.nack("q", message.message_id)
     assert ((await client.queue.stats("q")).oldest_message_age_secs or 0) >= 0.5
+
+
+async def test_who_goes_on_behind_events_that_are_not_there_is_told(client: AsyncSynapClient) -> None:
+    await client.stream.publish("r", "e", 1)
+    async with await client.stream.subscribe("r", from_offset=3) as subscription:
+        with pytest.raises(EventsLostError) as told:
+            await asyncio.wait_for(subscription.__aiter__().__anext__(), PATIENCE)
+    assert told.value.details == {"room": "r", "from": 1, "to": 2}
 
 
 async def test_subscriptions_of_all_gateways_are_counted(one_node: ThrowawayCluster) -> None:
