@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 import pytest
 
-from synap import AsyncSynapClient, KeyNotFoundError, SynapError
+from synap import AsyncSynapClient, GetResult, KeyNotFoundError, SynapError
 from tests.helpers.patience import PATIENCE, about
 
 
@@ -310,6 +310,21 @@ async def test_counting_past_64_bits_overflows_and_changes_nothing(client: Async
     assert caught.value.code == "INTEGER_OVERFLOW"
     assert (await client.kv.get(name)).value == -(2**63)
     assert await client.kv.incr(name) == -(2**63) + 1
+
+
+@pytest.mark.parametrize(("value", "after"), [(-(2**63), 0), (-1, 2**63 - 1), (0, None), (None, None), ("5", None)])
+async def test_the_lowest_number_of_64_bits_can_be_subtracted(
+    client: AsyncSynapClient, name: str, value: Any, after: Any
+) -> None:
+    if value is not None:
+        await client.kv.set(name, value)
+    if after is not None:
+        assert await client.kv.decr(name, -(2**63)) == after
+    else:
+        with pytest.raises(SynapError) as caught:
+            await client.kv.decr(name, -(2**63))
+        assert caught.value.code == ("WRONG_TYPE" if value == "5" else "INTEGER_OVERFLOW")
+    assert await client.kv.get(name) == GetResult(value is not None, value if after is None else after, None)
 
 
 @pytest.mark.without("crashing")

@@ -17,7 +17,6 @@ from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.keystore import check_key
 from synap.engine.keyvalue import HIDDEN, exclusive, one_key
 from synap.engine.values import integer
-from synap.errors import SynapError
 
 PIECE = 500
 """Keys that one call changes."""
@@ -126,11 +125,10 @@ class Keys(Facility):
 
     async def _add(self, key: str, amount: int, request: Request) -> c.NumberAnswer:
         check_key(key)
-        if amount == 2**63:  # decr by -2**63: INCRBY takes 64 bits only
-            raise SynapError("INTEGER_OVERFLOW", f"{amount} does not fit 64 bits", {"key": key})
+        amounts = (b"%d" % (2**63 - 1), b"1") if amount == 2**63 else (b"%d" % amount,)  # INCRBY takes 64 bits only
         partition = self.places.partition(key)
         keys = (self.places.key(partition, key), *self.places.index(partition))
-        number = await self.write(request, partition, "syn_incr", keys, (key.encode(), b"%d" % amount))
+        number = await self.write(request, partition, "syn_incr", keys, (key.encode(), *amounts))
         return c.NumberAnswer(int(number))
 
     async def expire(self, p: c.KvExpire, request: Request) -> c.SuccessAnswer:

@@ -65,12 +65,13 @@ read('syn_get', function(K, A)
   return left < 0 and value or {value, left}
 end)
 
--- K memory, key, kx, kt   A … key, amount   -> the number as text
+-- K memory, key, kx, kt   A … key, amount, another where the sum passes 64 bits   -> the number as text
 write('syn_incr', function(K, A)
   local old = call('GET', K[2])
   if old and not string.find(old, '^%-?%d+$') then return fail('WRONG_TYPE') end
   if old == '-0' then call('SET', K[2], '0', 'KEEPTTL') end
-  if not pcall(call, 'INCRBY', K[2], A[4]) then return fail('INTEGER_OVERFLOW') end
+  if A[5] and not string.find(old or '', '^%-[1-9]') or not pcall(call, 'INCRBY', K[2], A[4]) then return fail('INTEGER_OVERFLOW') end
+  if A[5] then call('INCRBY', K[2], A[5]) end
   if not old then
     call('ZADD', K[3], 0, A[3])
     call('ZREM', K[4], A[3])
