@@ -480,7 +480,9 @@ async def test_delete_and_expire_with_a_value(client: AsyncSynapClient, name: st
 
 
 async def test_conditions_that_exclude_each_other_are_refused(client: AsyncSynapClient, name: str) -> None:
-    impossible: List[Dict[str, Any]] = [{"nx": True, "if_value": 1}, {"ttl": 5, "keep_ttl": True}]
+    together = {"ttl": 5, "keep_ttl": True}
+    unmet: List[Dict[str, Any]] = [{**together, "xx": True}, {**together, "if_value": 1}]
+    impossible: List[Dict[str, Any]] = [{"nx": True, "if_value": 1}, together, *unmet]
     for options in impossible:
         with pytest.raises(SynapError) as refused:
             await client.kv.set(name, 1, **options)

@@ -64,17 +64,15 @@ class Keys(KeyStore):
 
     def set(self, p: c.KvSet, now: float, answered: Optional[Tuple[str, Number, float]] = None) -> c.SetAnswer:
         """`answered`: the session and number under which success is remembered, and when."""
+        if p.keep_ttl and p.ttl is not None:
+            raise exclusive("ttl", "keep_ttl")
         key = p.key
         old = self._live(key, now)
         if (p.nx or p.xx or p.if_value is not UNSET) and not _holds(p, old):
             check_key(key)
             return c.SetAnswer(False, key, old if old is not None and len(old) <= _PREVIOUS else None)
         value: Any = p.value
-        due = None if p.ttl is None else now + p.ttl
-        if p.keep_ttl:
-            if due is not None:
-                raise exclusive("ttl", "keep_ttl")
-            due = self.expires.get(key)
+        due = now + p.ttl if p.ttl is not None else self.expires.get(key) if p.keep_ttl else None
         self._put(key, value, due, old, False, answered)
         if old is None or len(old) > _PREVIOUS:
             return c.SetAnswer(True, key)
