@@ -208,6 +208,27 @@ def test_events_go_to_those_who_may_read_them(guarded: ThrowawayServer, file: Fi
             assert json.loads(socket.recv(PATIENCE))["success"] is allowed, payload
 
 
+@pytest.mark.parametrize("transport", ["native", "websocket"])
+def test_a_durable_name_needs_what_its_commits_need(transport: Any, tmp_path: Path, serve: Serve) -> None:
+    """A reader ended whoever subscribed by a name, and was sent everything again, as its commits were refused."""
+    file = File(tmp_path / "keys.toml", {"reader": ["stream:read:*"], "half": ["stream:*:chat-*", "stream:read:*"]})
+    service = serve("--keys-file", str(file.path))
+    reader, half = (SynapClient(url=service.url, api_key=file.keys[name], transport=transport) for name in file.keys)
+    with reader, half:
+        half.stream.publish("chat-1", "said", 1)
+        with half.stream.subscribe("chat-1", name="billing", replay=True) as events:
+            for name in ("billing", "another"):
+                for client, room in ((reader, "chat-1"), (half, "talk")):
+                    error = refused(functools.partial(client.stream.subscribe, room, name=name))
+                    assert "stream:write" in error.message
+            path = "/api/v1/stream/subscribe?room=chat-1&name=billing"
+            assert speak(service, file.keys["reader"]).request("GET", path).status == 403
+            assert next(iter(events)).data == 1
+        assert [one.name for one in reader.stream.cursors("chat-1")] == ["billing"]
+        with reader.stream.subscribe("chat-1", replay=True) as events:
+            assert next(iter(events)).data == 1
+
+
 GRANTED = ["kv:read:*", "kv:*:a*", "queue:consume:**", "queue:read:q", "stream:*:*", "pubsub:read:#", "pubsub:write:*"]
 
 
@@ -301,6 +322,21 @@ def watching(service: ThrowawayServer, key: str) -> Iterator[ClientConnection]:
 def told(socket: ClientConnection, command: str, **payload: Any) -> Any:
     socket.send(json.dumps({"command": command, "payload": payload}))
     return json.loads(socket.recv(PATIENCE))
+
+
+def test_a_durable_subscription_ends_with_the_grant_to_commit(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml")
+    service = serve("--keys-file", str(file.path))
+    with watching(service, file.keys["orders"]) as socket:
+        numbers = [
+            told(socket, "stream.subscribe", room="chat-1", **durable)["payload"]["subscription_id"]
+            for durable in ({}, {"name": "billing"})
+        ]
+        file.change("orders", ["stream:read:chat-*"])
+        service.signal(signal.SIGHUP)
+        ended = json.loads(socket.recv(PATIENCE))
+        assert (ended["subscription_id"], ended["error"]["code"]) == (numbers[1], "FORBIDDEN")
+        assert told(socket, "stream.unsubscribe", subscription_id=numbers[0])["payload"] == {"unsubscribed": True}
 
 
 def test_a_key_that_is_taken_out_of_its_file_leaves_the_others_as_they_are(serve: Serve, tmp_path: Path) -> None:

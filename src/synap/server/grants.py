@@ -29,9 +29,9 @@ MAX_FOUND = 1000
 _NAMED = frozenset(
     command.code
     for command in c.BY_CODE.values()
-    if command.name_field and get_type_hints(command.payload)[command.name_field] is str
+    if command.name_field and get_type_hints(command.payload)[command.name_field] is str and not command.pushes
 )
-"""The codes of commands whose payloads have exactly one name."""
+"""The codes of commands whose payloads have exactly one name, and that need one grant for it."""
 _LISTS: dict[Any, tuple[str, str]] = {
     c.ScanAnswer: ("kv", "keys"),
     c.QueuesAnswer: ("queue", "queues"),
@@ -262,6 +262,8 @@ class Access:
     def _opens(self, command: c.Command) -> bool:
         if command.admin:
             return self.admin
+        if command is c.STREAM_SUBSCRIBE and not self._opens(c.STREAM_COMMIT):
+            return False  # a durable one needs that too
         facility, verb = command.group, command.verb
         return (
             self.grants is None
@@ -321,6 +323,9 @@ class Access:
             raise PermissionDeniedError(
                 "FORBIDDEN", f"this key has no grant for {command.name} there ({command.group}:{command.verb}:…)"
             )
+        if command is c.STREAM_SUBSCRIBE and payload.name is not None:
+            # It stores a position, ends whoever else subscribes by that name, and is of no use without commits.
+            self.check(c.STREAM_COMMIT, payload)
         if command is c.KV_SCAN and command.code not in self.open:
             payload.only = rule
         if name is not None:

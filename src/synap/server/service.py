@@ -379,7 +379,8 @@ class Service:
                 one.ended(watched, PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
             for number, subscription in list(one.subscriptions.items()):
                 facility = "stream" if hasattr(subscription, "room") else "pubsub"
-                if not all(access.may(facility, "read", name) for name in subscription.named()):
+                verbs = ("read", "write") if getattr(subscription, "name", "") else ("read",)  # as `Access.check` does
+                if not all(access.may(facility, verb, name) for verb in verbs for name in subscription.named()):
                     self.host.unsubscribe(cast(Session, one), number)
                     one.ended(number, PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
         for request, principal in list(self.waiting.items()):
