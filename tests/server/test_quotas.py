@@ -43,12 +43,27 @@ def test_quotas(serve: Serve, tmp_path: Path) -> None:
             answers.append(json.loads(socket.recv(PATIENCE)))
     assert [answer["success"] for answer in answers] == [True, False]
     assert "1 subscriptions" in answers[1]["error"]["message"]
+    assert answers[1]["error"]["details"] == {"retry_after": 1.0}
     with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
         for number in range(2):
             payload = {"queue": "q", "timeout": PATIENCE}
             socket.send(json.dumps({"command": "queue.consume", "payload": payload, "request_id": f"r{number}"}))
         refusal = json.loads(socket.recv(PATIENCE))
     assert (refusal["request_id"], refusal["error"]["code"]) == ("r1", "RATE_LIMIT_EXCEEDED")
+    assert refusal["error"]["details"] == {"retry_after": 1.0}
+
+
+def test_what_is_under_way_without_waiting_for_a_message_is_no_part_of_that_quota(serve: Serve, tmp_path: Path) -> None:
+    """Over a WebSocket a consume was refused while the disk had not yet got an earlier write."""
+    file = File(tmp_path / "keys.toml", {"few": ["*:*:*"]}, few=Quota(waiting=1))
+    service = serve("--keys-file", str(file.path), data=tmp_path / "data")
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": file.keys["few"]}, open_timeout=PATIENCE) as socket:
+        for number in range(200):
+            socket.send(json.dumps({"command": "kv.set", "payload": {"key": f"k{number}", "value": number}}))
+            socket.send(json.dumps({"command": "queue.consume", "payload": {"queue": "q"}}))
+        answers = [json.loads(socket.recv(PATIENCE)) for _ in range(400)]
+    assert [one["error"] for one in answers if not one["success"]] == []
 
 
 def test_a_quota_of_bytes_holds_on_every_lane(serve: Serve, tmp_path: Path) -> None:

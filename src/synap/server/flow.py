@@ -74,7 +74,7 @@ class FlowSession(Session):
         if made:  # others may be there that are not answered yet either
             self._accepted.intersection_update(self.subscriptions)
             subscribed = len(self._accepted)
-        self._check_quota(command, self.principal.access, subscribed, len(self.waiting))
+        self._check_quota(command, self.principal.access, subscribed, (self,))
         if made:
             self._accepted.add(made)
 

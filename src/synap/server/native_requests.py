@@ -159,7 +159,7 @@ class NativeRequests(NativeOutput):
                 payload = self.codec.decode_payload(command, body)
             service.allow(command, payload, principal)
         if quota is not None:
-            service.check_quota(command, principal.access, len(self.subscriptions), len(self.waiting))
+            service.check_quota(command, principal.access, len(self.subscriptions), (self,))
         if metered and self._bucket is not None:
             self._bucket.take()
         if self._bucket is not None and command.bundle and payload is not None:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from synap._version import __version__
@@ -322,30 +322,24 @@ class Service:
         """Raise `RATE_LIMIT_EXCEEDED` for a connection beyond the key's quota."""
         most = None if access.quota is None else access.quota.connections
         if most is not None and sum(one.principal.access.name == access.name for one in self.listeners) >= most:
-            raise RateLimitError(
-                "RATE_LIMIT_EXCEEDED", f"this key may have {most} connections at a time", {"retry_after": 1.0}
-            )
+            raise _too_many(f"{most} connections at a time")
 
     def count_bytes(self, access: Access, size: int) -> None:
         """Count the bytes of a request; raises `RATE_LIMIT_EXCEEDED` beyond the key's quota."""
         if access.quota is not None and access.quota.bytes is not None:
             self._sizes.bucket(access.name, access.quota.bytes).charge(size)
 
-    def check_quota(self, command: Command, access: Access, subscribed: int, waiting: int) -> None:
+    def check_quota(self, command: Command, access: Access, subscribed: int, sessions: Iterable[Session]) -> None:
         """Raise `RATE_LIMIT_EXCEEDED` for a command beyond the key's quota on one connection, which has so many
-        subscriptions and requests that wait.
+        subscriptions, and these sessions whose requests may wait.
         """
         quota = access.quota
         if quota is None:
             return
         if command.pushes and quota.subscriptions is not None and subscribed >= quota.subscriptions:
-            raise RateLimitError(
-                "RATE_LIMIT_EXCEEDED", f"this key may have {quota.subscriptions} subscriptions on a connection", {}
-            )
-        if command.waits and quota.waiting is not None and waiting >= quota.waiting:
-            raise RateLimitError(
-                "RATE_LIMIT_EXCEEDED", f"this key may have {quota.waiting} requests wait on a connection", {}
-            )
+            raise _too_many(f"{quota.subscriptions} subscriptions on a connection")
+        if command.waits and quota.waiting is not None and sum(len(one.waiting) for one in sessions) >= quota.waiting:
+            raise _too_many(f"{quota.waiting} requests wait on a connection")
 
     def reload(self) -> None:
         """Read certificates and keys again, and reopen the audit log. Where one is invalid, the old one is kept."""
@@ -458,3 +452,8 @@ class Service:
         log.info("an admin asked for shutdown")
         self.shutdown()
         return SuccessAnswer()
+
+
+def _too_many(what: str) -> RateLimitError:
+    """Build the error for what is beyond a key's quota."""
+    return RateLimitError("RATE_LIMIT_EXCEEDED", f"this key may have {what}", {"retry_after": 1.0})

@@ -213,13 +213,13 @@ class _Conversation(QueuedSession):
             request_id = identity.request_id
             if command.pushes or command.ends is not None:
                 service.allow(command, payload, self.principal)
-                service.check_quota(command, self.principal.access, len(self.subscriptions), len(self.under_way))
+                service.check_quota(command, self.principal.access, len(self.subscriptions), ())
                 self._subscribe(wire, request_id, command, payload)
                 return
             request = _Request(self, wire, identity)
             self.under_way.add(request)
             try:
-                service.check_quota(command, self.principal.access, len(self.subscriptions), len(self.under_way) - 1)
+                service.check_quota(command, self.principal.access, len(self.subscriptions), self.under_way)
                 request.begin(service, command, payload, self.principal, self._bucket, len(body))
             except SynapError:
                 self.under_way.discard(request)
