@@ -53,6 +53,25 @@ def test_quotas(serve: Serve, tmp_path: Path) -> None:
     assert refusal["error"]["details"] == {"retry_after": 1.0}
 
 
+def test_what_waits_over_plain_http_is_counted_over_all_connections_of_a_key(serve: Serve, tmp_path: Path) -> None:
+    """There a connection has one request at a time, and as many connections as its holder likes."""
+    file = File(tmp_path / "keys.toml", {"few": ["*:*:*"], "other": ["*:*:*", "admin"]}, few=Quota(waiting=1))
+    service = serve("--keys-file", str(file.path))
+    first, second, other = (speak(service, file.keys[name]) for name in ("few", "few", "other"))
+    consume = {"command": "queue.consume", "payload": {"queue": "q", "timeout": PATIENCE}}
+    first.connection.request(
+        "POST", "/api/v1/command", json.dumps(consume), {"content-type": "application/json", **first.headers}
+    )
+    wait_for(lambda: other.do("queue.stats", queue="q").document.get("payload", {}).get("consumers") == 1)
+    refused = second.post(consume)
+    assert (refused.status, refused.error["details"]) == (429, {"retry_after": 1.0})
+    assert refused.headers["retry-after"] == "1"
+    other.do("queue.publish", queue="q", message=1)
+    assert first.connection.getresponse().status == 200
+    other.do("queue.publish", queue="q", message=2)
+    assert second.post(consume).payload["message"] == 2
+
+
 def test_what_is_under_way_without_waiting_for_a_message_is_no_part_of_that_quota(serve: Serve, tmp_path: Path) -> None:
     """Over a WebSocket a consume was refused while the disk had not yet got an earlier write."""
     file = File(tmp_path / "keys.toml", {"few": ["*:*:*"]}, few=Quota(waiting=1))
