@@ -51,6 +51,7 @@ METHODS: Dict[type, Dict[str, str]] = {
         "receive": "",
         "run_asgi": "",
         "send": "message",
+        "handle_connect": "event",
         "handle_ping": "",
         "handle_text": "event",
         "handle_bytes": "event",

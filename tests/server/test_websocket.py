@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from http.client import HTTPResponse
 from typing import Any
 
 import msgpack
@@ -222,6 +223,29 @@ def test_a_foreign_web_page_is_refused(websocket: Open) -> None:
     with pytest.raises(InvalidStatus) as refused:
         websocket(origin="https://evil.example")
     assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "handshake", "status", "told"),
+    [
+        ("GET", b"Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n", 400, "Version"),
+        ("GET", b"Sec-WebSocket-Version: 13\r\n", 400, "Key"),
+        ("POST", b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n", 405, "POST"),
+    ],
+)
+def test_a_handshake_that_is_wrong_is_refused_in_json(
+    server: ThrowawayServer, method: str, handshake: bytes, status: int, told: str
+) -> None:
+    """It was a line of plain text."""
+    with dial(server) as connection:
+        begin = b"%b /api/v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" % method.encode()
+        connection.sendall(begin + handshake + b"\r\n")
+        answer = HTTPResponse(connection)
+        answer.begin()
+        document = json.loads(answer.read())
+    assert (answer.status, answer.getheader("content-type")) == (status, "application/json")
+    assert (document["success"], document["error"]["code"]) == (False, "INVALID_REQUEST")
+    assert told in document["error"]["message"]
 
 
 @pytest.mark.parametrize("seed", range(10))

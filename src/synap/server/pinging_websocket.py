@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
+from websockets.http11 import Request, Response
 from websockets.streams import StreamReader
 
+from synap.errors import SynapError
 from synap.server.apart import PIECES, Pieces
 from synap.server.clients import ADMITTED, RECEIVED
 from synap.server.turns import TURN
 from synap.server.uvicorn_glue import MIN_RATE, PATIENCE, PIECE
+from synap.wire.envelope import WIRES
 
 MISSES = 3
 MOST_UNREAD = 1024 * 1024
@@ -37,6 +41,16 @@ def _waits_for_a_rest(conn: Any) -> bool:
     return parser.gi_code is _READ_EXACT
 
 
+def _reject(reject: Callable[[Any, str], Response], status: Any, text: str) -> Response:
+    """Refuse a handshake as the library does, but in JSON, as everything is refused."""
+    response = reject(status, text)
+    body = response.body = WIRES["json"].error("", SynapError("INVALID_REQUEST", text.partition("\n")[0]))
+    for name, value in (("Content-Length", str(len(body))), ("Content-Type", "application/json")):
+        del response.headers[name]
+        response.headers[name] = value
+    return response
+
+
 class PingingWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket: closes after several missed pings instead of one, and on incomplete messages."""
 
@@ -50,6 +64,12 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     """Received bytes, of which the first `_parsed` are parsed, in turns."""
     _parsed = 0
     _scheduled = False
+
+    def handle_connect(self, event: Request) -> None:
+        """Answer the handshake."""
+        self.conn.reject = functools.partial(_reject, self.conn.reject)  # type: ignore[method-assign]
+        super().handle_connect(event)
+        del self.conn.reject  # which is a cycle
 
     def data_received(self, data: bytes) -> None:
         waits = self._parsed < len(self._unparsed)
