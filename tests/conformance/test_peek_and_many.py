@@ -70,7 +70,7 @@ async def test_peek_refuses_what_it_can_not_show(client: AsyncSynapClient, name:
     (gone,) = await fill(client, name, 1)
     message = await take(client, name)
     await client.queue.ack(name, message.message_id)
-    for after in (gone, "nonsense"):
+    for after in (gone, "nonsense", "", "-"):
         with pytest.raises(MessageNotFoundError):
             await client.queue.peek(name, after=after)
     wrong: List[Dict[str, Any]] = [{"state": "gone"}, {"limit": 0}, {"limit": 1001}]
@@ -180,8 +180,10 @@ async def test_where_the_lease_is_over_nothing_is_taken(client: AsyncSynapClient
     await fill(client, name, 1, 2)
     first = await take(client, name)
     await client.queue.ack(name, first.message_id)
-    with pytest.raises(MessageNotFoundError):
-        await client.queue.consume(name, ack=first.message_id)
+    for id in (first.message_id, "nonsense", "", "-"):
+        for wait in (0, 0.01):
+            with pytest.raises(MessageNotFoundError):
+                await client.queue.consume(name, ack=id, timeout=wait)
     stats = await client.queue.stats(name)
     assert (stats.depth, stats.pending, stats.consumed_total) == (1, 0, 1)
 

@@ -122,7 +122,7 @@ class Queues(Facility):
         """List messages without leasing them."""
         partition = self.places.partition(p.queue)
         keys = self.places.queue(partition, (b"qh", b"qb", STATES[p.state]), p.queue)
-        after = (p.after or "").encode()
+        after = b"" if p.after is None else id_text(p.after)
         ready = p.state == "ready"
         arguments = (p.queue.encode(), after, b"%d" % p.limit, b"1" if ready else b"")
         try:
@@ -251,6 +251,11 @@ class Acknowledging(Asked):
         if answer != 1:
             raise no_message(payload.queue, payload.message_id, answer.decode())
         return c.SuccessAnswer()
+
+
+def id_text(id: str) -> bytes:
+    """Convert the id of a message that is named; no text would mean that none is, and so is no id's."""
+    return id.encode() or b"-"
 
 
 def lease_text(lease: Optional[int]) -> bytes:

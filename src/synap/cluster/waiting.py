@@ -19,7 +19,7 @@ from synap.cluster.joining import Asked, Joiner, Requests, packed_requests
 from synap.cluster.lines import Line, Waiter
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.queues import CONSUME, NO_QUEUE, Delivery, Queues, lease_text, milliseconds
+from synap.cluster.queues import CONSUME, NO_QUEUE, Delivery, Queues, id_text, lease_text, milliseconds
 from synap.cluster.running import Pending, Running
 from synap.engine.limits import check_name
 from synap.engine.queues import acked_twice, no_message
@@ -86,7 +86,7 @@ class Consumers:
         check_name("queue", queue)
         lease = b"" if p.ack_deadline is None else milliseconds(p.ack_deadline)
         if p.ack is not None:
-            own = (lease, request.kin, b"1", p.ack.encode(), lease_text(p.ack_lease))
+            own = (lease, request.kin, b"1", id_text(p.ack), lease_text(p.ack_lease))
         else:
             own = (lease, request.kin, b"1", b"", b"")
             line = self.lines.get(queue)
@@ -146,7 +146,7 @@ class Consumers:
         with _after(bool(held)):
             lease = b"" if ack_deadline is None else milliseconds(ack_deadline)
             waiter = Waiter(request, queues, lease, most)
-            ack = (b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease))
+            ack = (b"", b"") if settled is None else (id_text(settled), lease_text(settled_lease))
             if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
                 return await self._wait(waiter, timeout)
             taken: List[Taking] = []
