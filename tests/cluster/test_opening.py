@@ -12,6 +12,7 @@ from synap import AsyncSynapClient, GetResult, SynapError
 from synap.cluster.calls import pack
 from synap.cluster.host import ClusterHost
 from synap.cluster.running import in_task
+from synap.cluster.topology import ANSWER
 from synap.host import inprocess
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space
@@ -97,6 +98,22 @@ async def test_a_node_that_was_away_for_longer_than_the_patience_is_reached_once
             while isinstance(found, SynapError) and found.code == "SERVICE_UNAVAILABLE":
                 (found,) = await asyncio.gather(client.kv.get("k"), return_exceptions=True)
             assert found == GetResult(False, None, None)
+
+
+async def test_a_cluster_that_stood_still_for_a_while_is_opened_all_the_same() -> None:
+    """There is no other node to ask, so it has as long as a call has."""
+    with ThrowawayCluster() as cluster:
+        (node,) = cluster.members
+        engine = {"durability": "none", "patience": PATIENCE}
+        async with AsyncSynapClient(url=cluster.url, engine=engine, retries=0, timeout=PATIENCE) as client:
+            node.pause()
+            getting = asyncio.ensure_future(client.kv.get("k"))
+            try:
+                await asyncio.sleep(2 * ANSWER)  # what it is about: that this isn't too long
+                assert not getting.done()
+            finally:
+                node.go_on()
+            assert not (await getting).found
 
 
 async def test_a_node_that_says_nothing_is_said_to() -> None:

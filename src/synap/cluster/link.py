@@ -20,7 +20,7 @@ from synap.cluster.calls import Call, Refused, unavailable
 from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
-from synap.cluster.topology import Topology, in_a_function, lacks_right, missing_right
+from synap.cluster.topology import ANSWER, Topology, in_a_function, lacks_right, missing_right
 from synap.cluster.watch import Loader, Watch
 from synap.errors import SynapError
 
@@ -83,7 +83,7 @@ class Link:
     async def open(self) -> None:
         """Learn the topology; raises `SynapError` where no node of a cluster can be reached."""
         self.loop = asyncio.get_running_loop()
-        await self.topology.learn(self.places, ())
+        await self.topology.learn(self.places, (), last=max(ANSWER, self.options.patience))
         self._watch.check()
 
     async def settle(self, timeout: float) -> None:

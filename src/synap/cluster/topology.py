@@ -15,6 +15,9 @@ from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
 
+ANSWER = 1.0
+"""Seconds a node has to answer before the next one is asked."""
+
 
 class Shard(NamedTuple):
     """A range of slots and who has them."""
@@ -69,9 +72,9 @@ class Topology:
         self.learned = 0.0
         """When, by the event loop's clock, the owners were learned."""
 
-    async def learn(self, places: Places, silent: Iterable[Address]) -> bool:
+    async def learn(self, places: Places, silent: Iterable[Address], last: float = ANSWER) -> bool:
         """Ask a node who has which slots; returns whether an owner changed. Raises `SERVICE_UNAVAILABLE`, or
-        `INVALID_REQUEST` where what answers is no cluster."""
+        `INVALID_REQUEST` where what answers is no cluster. `last`: seconds that the last one of them has to answer."""
         shunned = set(silent)
         others = [address for address in self.known if address not in shunned]
         random.shuffle(others)
@@ -79,7 +82,8 @@ class Topology:
         why = "no node is known"
         for address in asked:
             try:
-                answer = (await converse(address, self.options, ("CLUSTER", "SLOTS"), timeout=1.0))[0]
+                timeout = last if address == asked[-1] else ANSWER
+                answer = (await converse(address, self.options, ("CLUSTER", "SLOTS"), timeout=timeout))[0]
                 if isinstance(answer, hiredis.ReplyError):
                     raise answer
             except hiredis.ReplyError as error:
