@@ -12,11 +12,17 @@ local LEAP = 2 ^ 20       -- more changes than a failover takes back
 local function history() return here() .. string.match(call('INFO', 'replication'), 'master_replid:(%x+)') end
 
 -- Numbers leap in another history, so that no change has one that somebody knows of a change that was taken back: to
--- those, changes seem to be missing, and they read all there is.
+-- those, changes seem to be missing, and they read all there is. Where nothing is left, only the time is beyond what was.
+local function leap(counter, known)
+  local number = math.max(tonumber(call('GET', counter) or 0) + LEAP, known, micros())
+  call('SET', counter, whole(number))
+  return number
+end
+
 local function note_change(K, field, patterns, history)
   if patterns == '' then call('HDEL', K[1], field) else call('HSET', K[1], field, patterns) end
   local last = call('XREVRANGE', K[3], '+', '-', 'COUNT', 1)[1]
-  local number = call('INCRBY', K[2], last and last[2][6] ~= history and whole(LEAP) or 1)
+  local number = last and last[2][6] == history and call('INCRBY', K[2], 1) or leap(K[2], 0)
   call('XADD', K[3], 'MAXLEN', '~', 10000, whole(number) .. '-0', 'f', field, 'p', patterns, 'h', history)
   return number
 end
@@ -48,9 +54,10 @@ change('syn_p_alive', function(K, A)
   return {tonumber(call('GET', K[2]) or 0), left == 0 and 1 or 0}
 end, {'allow-oom'})
 
--- Go on counting from `number`, where a failover took changes back that publishers were told of.   K PV   A number
+-- Go on counting beyond `number`, where a failover took changes back that publishers were told of: those who know them have
+-- to notice, too.   K PV   A number
 change('syn_p_raise', function(K, A)
-  if tonumber(call('GET', K[1]) or 0) < tonumber(A[1]) then call('SET', K[1], A[1]) end
+  if tonumber(call('GET', K[1]) or 0) < tonumber(A[1]) then leap(K[1], A[1] + 1) end
   return 1
 end, {'allow-oom'})
 
