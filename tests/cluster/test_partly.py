@@ -253,6 +253,43 @@ async def test_an_atomic_batch_that_changes_too_much_changes_nothing(monkeypatch
             assert await client.queue.redrive("q") == 40
 
 
+@pytest.mark.parametrize(
+    "command", [("kv.get", {"key": "{t}k"}), ("stream.history", {"room": "{t}r"}), ("queue.peek", {"queue": "{t}q"})]
+)
+async def test_an_atomic_batch_whose_answers_are_too_large_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, command: Tuple[str, Any]
+) -> None:
+    """A thousand reads of 1 MB were a gigabyte in its node's memory, three times, and stopped it for seconds."""
+    monkeypatch.setattr(functions, "SOURCE", functions.SOURCE.replace(b"ANSWERS = 67108864", b"ANSWERS = 100000"))
+    with ThrowawayCluster() as cluster:
+        async with AsyncSynapClient(url=cluster.url, engine={"durability": "none"}) as client:
+            await client.kv.set("{t}k", "x" * 20_000)
+            await client.stream.publish("{t}r", "e", "x" * 20_000)
+            await client.queue.publish("{t}q", "x" * 20_000)
+            name, payload = command
+            read = {"command": name, "payload": payload}
+            write: Dict[str, Any] = {"command": "kv.incr", "payload": {"key": "{t}n"}}
+            assert len(await client.batch([write, *[read] * 4], atomic=True)) == 5
+            *_, refused = await client.batch([write, *[read] * 5], atomic=True)
+            assert refused.error is not None
+            assert refused.error["code"] == "PAYLOAD_TOO_LARGE"
+            assert refused.error["details"] == {"limit": 100_000}
+            assert (await client.kv.get("{t}n")).value == 1
+
+
+async def test_an_atomic_batch_that_reads_too_much_changes_nothing(
+    client: AsyncSynapClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MOST_CALLS", 101)
+    read = {"command": "kv.mget", "payload": {"keys": ["{t}k"] * 50}}
+    write: Dict[str, Any] = {"command": "kv.incr", "payload": {"key": "{t}n"}}
+    assert len(await client.batch([write, read, read], atomic=True)) == 3
+    *_, refused = await client.batch([write, read, read, write], atomic=True)
+    assert refused.error is not None
+    assert (refused.error["code"], refused.error["details"]) == ("PAYLOAD_TOO_LARGE", {"limit": 101})
+    assert (await client.kv.get("{t}n")).value == 1
+
+
 async def test_a_pipeline_is_executed_in_order_within_a_partition(client: AsyncSynapClient) -> None:
     async with client.pipeline() as pipeline:
         peeked, seen = [], []

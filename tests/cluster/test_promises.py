@@ -36,6 +36,8 @@ def in_the_library(pattern: str) -> int:
         ("is given up after {:.0f} s, if its node answers on another", watch.DEAD),
         ("At most {:,} commands", batches.MOST),
         ("commands, {:,} changes", in_the_library(r"CHANGES = (\d+)")),
+        ("{:,} calls (`kv.mget` makes one for each key)", batches.MOST_CALLS),
+        ("{} MiB of answers", in_the_library(r"ANSWERS = (\d+)") // 1024**2),
         ("{} MiB; no `kv.scan`", batches.MOST_BYTES // 1024**2),
         ("all or nothing in each partition, up to {} keys", keys.PIECE),
         ("once their bodies pass {} MiB", waiting.MOST_BYTES // 1024**2),

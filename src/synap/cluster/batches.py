@@ -17,8 +17,9 @@ from synap.errors import SynapError
 
 SLICE = 500
 """Commands of a batch that are in flight at once."""
-MOST, MOST_BYTES = 1000, 1024 * 1024
-"""Commands and bytes of an atomic batch: the node stands still meanwhile."""
+MOST, MOST_BYTES, MOST_CALLS = 1000, 1024 * 1024, 50_000
+"""Commands of an atomic batch, their bytes, and calls, of which each key of a `kv.mget` is one: the node stands still
+meanwhile."""
 
 APPENDS = functions.name("syn_s_publish")
 """The function whose effects come last in an atomic batch, see `lua/6_atomic.lua`."""
@@ -136,16 +137,12 @@ def _record(
                 raise unbatchable(payload)
             before = len(recorder.noted)
             run = Running(facilities.execute(command, payload, request)).start()
-            for call in recorder.noted[before:]:
-                if call.function == APPENDS:
-                    appended.update(call.keys)
-                elif not call.changes and not appended.isdisjoint(call.keys):
-                    run.cancel()
-                    del recorder.noted[before:]
-                    text = (
-                        f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
-                    )
-                    raise SynapError("INVALID_REQUEST", text)
+            try:
+                _check(command, recorder.noted, before, appended)
+            except SynapError:
+                run.cancel()
+                del recorder.noted[before:]
+                raise
         except SynapError as error:
             return runs, owners, (place, error)
         runs.append(run)
@@ -153,6 +150,19 @@ def _record(
         if isinstance(run.error, SynapError):
             return runs, owners, (place, run.error)
     return runs, owners, None
+
+
+def _check(command: c.Command, noted: List[Call], before: int, appended: Set[bytes]) -> None:
+    """Raise where a command's calls, those behind `before`, can't be part of this batch. `appended`: keys of rooms."""
+    for call in noted[before:]:
+        if call.function == APPENDS:
+            appended.update(call.keys)
+        elif not call.changes and not appended.isdisjoint(call.keys):
+            text = f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
+            raise SynapError("INVALID_REQUEST", text)
+    if len(noted) > MOST_CALLS:
+        text = f"an atomic batch on a cluster makes at most {MOST_CALLS:,} calls, each key of a kv.mget is one"
+        raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; nothing was done", {"limit": MOST_CALLS})
 
 
 def _one_partition(calls: List[Call], payloads: List[Any]) -> None:
@@ -211,6 +221,10 @@ def _undone(
         return broken
     word, _, text = answers[1].decode().partition(" ")
     code, _, rest = text.partition(" ")
+    if code == "PAYLOAD_TOO_LARGE":
+        most = int(rest)
+        text = f"the answers up to this one are more than {most:,} bytes together; nothing was done"
+        return place, SynapError(code, text, {"limit": most})
     if word != "SYNAP":
         code = "MEMORY_LIMIT" if "OOM" in answers[1].decode() else "INTERNAL_ERROR"
     calls[which].finish(error=Refused(code, rest))

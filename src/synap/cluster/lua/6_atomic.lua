@@ -5,6 +5,17 @@
 -- follow stream.publish of the same room, and the gateway refuses that.
 
 local CHANGES = 200000    -- the most that one makes: the node stands still for about a second
+local ANSWERS = 67108864  -- bytes of the answers of one, about: the node holds them three times, and copies as often
+
+-- About how many bytes an answer takes.
+local function weigh(answer)
+  if type(answer) == 'string' then return 64 + #answer end
+  local bytes = 64
+  if type(answer) == 'table' then
+    for _, part in ipairs(answer) do bytes = bytes + weigh(part) end
+  end
+  return bytes
+end
 
 local function logged(undos, later)
   local raw = redis.call
@@ -71,7 +82,7 @@ end
 -- K all keys, the memory first   A request, retried, then (function or '' to fail here, how many keys, their places in
 -- K…, how many arguments, arguments…)…   -> {0, answer…}, or {place of the one that failed, its error}
 local function atomic(K, A)
-  local undos, later, answers, a, item, failed = {}, {}, {0}, 3, 0, nil
+  local undos, later, answers, a, item, bytes, failed = {}, {}, {0}, 3, 0, 0, nil
   local usual = call
   call = logged(undos, later)
   while a <= #A and not failed do
@@ -89,7 +100,9 @@ local function atomic(K, A)
     else
       local fine, answer = pcall(body, keys, arguments)
       if fine then
+        bytes = bytes + weigh(answer)
         failed = type(answer) == 'table' and answer.err or failure and failure(answer) or nil
+        if not failed and bytes > ANSWERS then failed = 'SYNAP PAYLOAD_TOO_LARGE ' .. whole(ANSWERS) end
       else
         failed = type(answer) == 'table' and answer.err or tostring(answer)
         if string.sub(failed, 1, 6) ~= 'SYNAP ' then failed = 'ERR ' .. failed end
