@@ -16,6 +16,7 @@ from synap import AsyncSynapClient, EventsLostError, SynapError
 from synap.cluster import batches, functions, host, rooms
 from synap.commands import COMMANDS
 from synap.engine.limits import Limits
+from synap.host import batches as host_batches
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, another_url
@@ -288,6 +289,22 @@ async def test_an_atomic_batch_that_reads_too_much_changes_nothing(
     assert refused.error is not None
     assert (refused.error["code"], refused.error["details"]) == ("PAYLOAD_TOO_LARGE", {"limit": 101})
     assert (await client.kv.get("{t}n")).value == 1
+
+
+async def test_the_rest_of_a_batch_is_not_executed_once_its_answers_are_too_large(
+    client: AsyncSynapClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway held them all until it knew that no answer holds them: 1,000 of 1 MB were three gigabytes."""
+    monkeypatch.setattr(host_batches, "MAX_ANSWER", 500_000)
+    await client.kv.set("k", "x" * 20_000)
+    read = {"command": "kv.get", "payload": {"key": "k"}}
+    write: Dict[str, Any] = {"command": "kv.incr", "payload": {"key": "n"}}
+    results = await client.batch([*[read] * (batches.FIRST - 1), write, read, write])
+    assert [result.status for result in results] == [*["success"] * batches.FIRST, "error", "error"]
+    assert results[-1].error is not None
+    assert results[-1].error["code"] == "PAYLOAD_TOO_LARGE"
+    assert results[-1].error["message"].endswith("this command was not executed")
+    assert (await client.kv.get("n")).value == 1
 
 
 async def test_a_pipeline_is_executed_in_order_within_a_partition(client: AsyncSynapClient) -> None:

@@ -14,9 +14,10 @@ from synap.cluster.places import Places
 from synap.cluster.running import Pending, Running
 from synap.engine.engine import aborted, failed, unbatchable
 from synap.errors import SynapError
+from synap.host.batches import Measured
 
-SLICE = 500
-"""Commands of a batch that are in flight at once."""
+FIRST, SLICE = 100, 500
+"""Commands of a batch that are in flight at once: at first, and once it is known about how large their answers are."""
 MOST, MOST_BYTES, MOST_CALLS = 1000, 1024 * 1024, 50_000
 """Commands of an atomic batch, their bytes, and calls, of which each key of a `kv.mget` is one: the node stands still
 meanwhile."""
@@ -38,24 +39,30 @@ async def run_each(
     """
     outcomes: List[c.BatchOutcome] = []
     under_way: List[Pending] = []
+    measured = Measured()
 
     async def gather() -> None:
         for started in under_way:
             try:
                 outcomes.append(c.BatchOutcome("success", await started))
+                measured.add(outcomes[-1].payload)
             except SynapError as error:
                 count_error(error.code)
                 outcomes.append(failed(error))
         under_way.clear()
 
     for (command, payload), request in zip(items, requests):
-        if command is None:
-            undecodable = Pending()
-            undecodable.finish(error=payload)
-            under_way.append(undecodable)
-            continue
-        if command.stepwise or len(under_way) >= SLICE:
+        refused = payload if command is None else None
+        if command is not None and (command.stepwise or len(under_way) >= (SLICE if outcomes else FIRST)):
             await gather()
+        if measured.passed and refused is None:
+            refused = measured.too_large("before this one", "this command was not executed")
+            refused.may_have_happened = request.retried == b"1"
+        if command is None or refused is not None:
+            unexecuted = Pending()
+            unexecuted.finish(error=refused)
+            under_way.append(unexecuted)
+            continue
         under_way.append(Running(_run(execute, command, payload, request)).start())
         if command.stepwise:
             await gather()

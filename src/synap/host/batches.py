@@ -100,10 +100,15 @@ class Measured:
         if count is not None:
             self.listed += count(answer)
 
+    @property
+    def passed(self) -> bool:
+        """Whether they are too large together."""
+        return self.weight > MAX_ANSWER or self.listed > MOST_LISTED
+
     def check(self, answer: Any) -> None:
         """Count an answer; raises where they are too large together."""
         self.add(answer)
-        if self.weight > MAX_ANSWER or self.listed > MOST_LISTED:
+        if self.passed:
             raise self.too_large("up to this one", "nothing was done")
 
     def too_large(self, which: str, done: str) -> SynapError:
@@ -167,7 +172,7 @@ class Batching(Measured):
                         raise codec.refusal(command, body, malformed, self.errors < HINTS) from None
                 if command.admin or session.permit is not None:
                     session.check(command, payload)
-                if self.weight > MAX_ANSWER or self.listed > MOST_LISTED:
+                if self.passed:
                     raise self.too_large("before this one", "this command was not executed")
                 if host.holds:
                     begun = len(journal.undos), len(journal.records)
