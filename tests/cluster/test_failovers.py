@@ -8,7 +8,7 @@ from typing import Any, Iterator
 import hiredis
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, SynapError
 from synap.cluster.node import Node
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.nemesis.__main__ import complaints
@@ -62,6 +62,34 @@ async def test_a_write_is_sent_again_whose_wait_ended_as_its_node_became_a_repli
         assert await client.kv.incr(name) == 1
         assert not refusals
         assert (await client.kv.get(name)).value == 1
+
+
+async def test_a_write_that_may_have_happened_says_so_whatever_its_second_try_is_refused_for(
+    shards: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed, tries = Node._committed, [1]
+
+    def once(node: Node, commit: Any, answer: Any) -> Any:
+        if not tries:
+            return committed(node, commit, answer)
+        tries.pop()
+        limit(1)
+        return committed(node, commit, 0)  # as where replicas were too slow
+
+    def limit(bytes: int) -> None:
+        for member in shards.members:
+            member.ask("CONFIG", "SET", "maxmemory", bytes)
+
+    async with AsyncSynapClient(url=shards.url, retries=0) as client:
+        await client.kv.get("full")
+        monkeypatch.setattr(Node, "_committed", once)
+        try:
+            with pytest.raises(SynapError, match="maxmemory") as refused:
+                await client.kv.incr("full")
+        finally:
+            limit(0)
+        assert (refused.value.code, refused.value.may_have_happened) == ("MEMORY_LIMIT", True)
+        assert (await client.kv.get("full")).value == 1
 
 
 def test_a_failover_that_nodes_made_by_themselves_is_not_waited_for_twice() -> None:

@@ -182,7 +182,7 @@ class Link:
 
     def _send_to(self, address: Address, call: Call) -> None:
         if self.closed:
-            self._fail(call, unavailable("the connection to the cluster was closed", call.uncertain))
+            self._fail(call, unavailable("the connection to the cluster was closed"))
             return
         node = self.nodes.get(address)
         if node is not None:
@@ -207,6 +207,8 @@ class Link:
             return
         if call.partition >= 0:
             self._done(call)
+        if isinstance(error, SynapError) and call.uncertain and call.changes:
+            error.may_have_happened = True  # whatever the last attempt was refused for
         call.finish(error=error)
 
     # ------------------------------------------------------------------------------------------ answers
@@ -293,9 +295,7 @@ class Link:
         delay = min(0.02 * 1.6**call.attempts, 0.4) * random.uniform(0.5, 1.0)
         call.attempts += 1
         if self.closed or self.loop.time() + delay > call.deadline:
-            self._fail(
-                call, unavailable(f"the cluster did not take it in time ({reason})", call.uncertain and call.changes)
-            )
+            self._fail(call, unavailable(f"the cluster did not take it in time ({reason})"))
             return
         log.debug("%s again: %s", call.function.decode(), reason)
         self.refresh()
@@ -394,8 +394,7 @@ class Link:
         """Fail the calls that a node did not answer in time."""
         for calls, sent in zip(node.overdue(now), (True, False)):
             for call in calls:
-                uncertain = call.changes and (sent or call.uncertain)
-                self._fail(call, unavailable(f"{node.address} did not answer in time", uncertain))
+                self._fail(call, unavailable(f"{node.address} did not answer in time", call.changes and sent))
 
     def loaded(self, address: Address, calls: List[Call], error: str) -> None:
         """Send calls again that missed the library; `error` is why it can't be loaded."""
