@@ -13,6 +13,7 @@ import pytest
 from synap import AsyncSynapClient, EventsLostError, QueueNotFoundError, RoomNotFoundError, SynapError
 from synap.cluster import channels, host, lines
 from synap.cluster.places import Places
+from synap.cluster.waiting import Consumers
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, another_url
 from tests.helpers.patience import PATIENCE
@@ -374,3 +375,32 @@ async def test_a_room_that_moves_and_loses_nothing_is_followed_on(
             await client.stream.publish("room", "n", number)
             assert (await asyncio.wait_for(reading.__anext__(), PATIENCE)).data == number
         assert one_node.nodes[0].ask("HLEN", head) < 40
+
+
+async def test_those_who_still_wait_ask_again_after_an_error_of_those_before_them(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, failing = Consumers.take, [SynapError("SERVICE_UNAVAILABLE", "the node is away")]
+
+    async def fails_once(*given: Any, **more: Any) -> Any:
+        if failing and given[3] >= 4:
+            raise failing.pop()
+        return await take(*given, **more)
+
+    monkeypatch.setattr(Consumers, "take", fails_once)
+    engine = a_space()
+    async with AsyncSynapClient(url=one_node.url, engine=engine, retries=0) as client:
+        async with AsyncSynapClient(url=another_url(one_node), engine=engine) as other:
+            with held_back(monkeypatch) as hints:
+                await client.kv.get("k")
+                waiters = [asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE)) for _ in range(4)]
+                failed, _ = await asyncio.wait(waiters, timeout=PATIENCE, return_when=asyncio.FIRST_EXCEPTION)
+                assert failed
+                hints.holds = True
+                left = [waiter for waiter in waiters if not waiter.done()]
+                for number in range(len(left)):
+                    await other.queue.publish("q", number)
+                found = await asyncio.wait_for(asyncio.gather(*left), PATIENCE)
+                assert sorted(message.message for message in found if message) == list(range(len(left)))
+                hints.lose()
+                await asyncio.gather(*waiters, return_exceptions=True)

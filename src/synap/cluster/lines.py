@@ -96,7 +96,7 @@ class Line:
                 for waiter in some:
                     self.leave(waiter)
                     waiter.result.finish(error=error)
-                return
+                break  # the others ask again later: the hint that this may have answered does not come again
             for waiter, deliveries in zip(some, answers):
                 if deliveries:
                     if waiter.result.done:
