@@ -13,13 +13,17 @@ import pytest
 from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient, EventsLostError, SynapError
-from synap.cluster import batches, functions, host, rooms
+from synap import commands as c
+from synap.cluster import batches, functions, host, keys, rooms
+from synap.cluster.facility import Facility
+from synap.cluster.running import Running
 from synap.commands import COMMANDS
 from synap.engine.limits import Limits
 from synap.host import batches as host_batches
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
-from tests.cluster.conftest import a_space, another_url
+from tests.cluster.asking import Asking, result
+from tests.cluster.conftest import a_space, another_url, options
 from tests.helpers.patience import PATIENCE
 
 Serve = Callable[..., ThrowawayServer]
@@ -27,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 HELD: Dict[str, str] = {
     "atomic batch": "cluster/test_partly.py::test_an_atomic_batch_is_done_in_one_partition_or_refused",
     "`kv.mset`, `kv.del`": "cluster/test_partly.py::test_many_keys_of_one_tag_are_done_all_or_none",
+    "`kv.mget`": "cluster/test_partly.py::test_many_large_values_are_not_all_read_at_once",
     "`queue.consume_many` with `ack`": "cluster/test_partly.py::test_acknowledgements_go_together_in_each_partition",
     "`queue.consume_many`": "cluster/test_consume_many.py::test_many_large_messages_come_in_several_answers_in_order",
     "`queue.peek`": "cluster/test_consume_many.py"
@@ -289,6 +294,55 @@ async def test_an_atomic_batch_that_reads_too_much_changes_nothing(
     assert refused.error is not None
     assert (refused.error["code"], refused.error["details"]) == ("PAYLOAD_TOO_LARGE", {"limit": 101})
     assert (await client.kv.get("{t}n")).value == 1
+
+
+async def test_many_large_values_are_not_all_read_at_once(
+    client: AsyncSynapClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10,000 keys of 1 MB were 10 GB in the memory of a node, and of a gateway."""
+    monkeypatch.setattr(keys, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(keys, "LEAST_BYTES", 10_000)
+    names = [f"{tag}{number}" for tag in ("{t}", "{u}", "{v}") for number in range(20)]
+    for number, name in enumerate(names):
+        await client.kv.set(name, str(number) * 2500, ttl=100 if number % 2 else None)
+    asked, read, found = [*names, "{t}none", *reversed(names)], Facility.read, []
+
+    async def noted(*given: Any) -> Any:
+        found.append(await read(*given))
+        return found[-1]
+
+    monkeypatch.setattr(Facility, "read", lambda *given: Running(noted(*given)).start())
+    results = await client.kv.mget(*asked)
+    assert [result.value for result in results] == [
+        None if name == "{t}none" else str(names.index(name)) * 2500 for name in asked
+    ]
+    assert [result.ttl is not None for result in results[:4]] == [False, True, False, True]
+    assert all(len(answers) < 20 for answers in found)
+    assert sum(map(len, found)) == len(names) + 1, "each key is read once"
+
+
+async def test_a_gateway_does_not_gather_more_values_than_an_answer_holds(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "MAX_ANSWER", 100_000)
+    gateway = host.ClusterHost(options(one_node, durability="none"))
+    await gateway.open()
+    try:
+        asking = Asking(gateway)
+        value: Any = b'"%s"' % (b"x" * 30_000)
+        for number in range(4):
+            await result(Running(gateway.facilities.keys.set(c.KvSet(f"k{number}", value), asking.request())).start())
+
+        def mget(count: int) -> Any:
+            names = [f"k{number}" for number in range(count)]
+            return result(Running(gateway.facilities.keys.mget(c.KvMGet(names), asking.request())).start())
+
+        assert len((await mget(3)).values) == 3
+        with pytest.raises(SynapError, match="more than 100,000 bytes together") as refused:
+            await mget(4)
+        assert refused.value.code == "PAYLOAD_TOO_LARGE"
+    finally:
+        await gateway.close()
 
 
 async def test_the_rest_of_a_batch_is_not_executed_once_its_answers_are_too_large(

@@ -38,6 +38,8 @@ def in_the_library(pattern: str) -> int:
         ("commands, {:,} changes", in_the_library(r"CHANGES = (\d+)")),
         ("{:,} calls (`kv.mget` makes one for each key)", batches.MOST_CALLS),
         ("{} MiB of answers", in_the_library(r"ANSWERS = (\d+)") // 1024**2),
+        ("values beyond {} MiB", keys.MOST_BYTES // 1024**2),
+        ("({} MiB of a partition where many are asked)", keys.LEAST_BYTES // 1024**2),
         ("{} MiB; no `kv.scan`", batches.MOST_BYTES // 1024**2),
         ("all or nothing in each partition, up to {} keys", keys.PIECE),
         ("once their bodies pass {} MiB", waiting.MOST_BYTES // 1024**2),

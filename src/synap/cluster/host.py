@@ -39,6 +39,7 @@ from synap.host import Host, Session
 from synap.host.batches import is_numbered
 from synap.host.jobs import SLICE
 from synap.wire.codec import find
+from synap.wire.frames import MAX_ANSWER
 from synap.wire.large import LARGE
 
 log = logging.getLogger("synap.cluster")
@@ -112,6 +113,7 @@ class ClusterHost(Host):
             log.warning("%s", warning)
         self.channels = Channels(link, self._received, self._gap)
         self.facilities = Facilities(link, self.channels, self.gateway, self.limits, found.secret)
+        self.facilities.keys.most_bytes = None if self.direct else MAX_ANSWER
         self.consumers = Consumers(link, self.facilities.queues, self.channels, self.gateway)
         self.memory = Memory(link, secrets.token_hex(16).encode(), direct=self.direct)
         self.recorder = Recorder(link.places)

@@ -20,6 +20,8 @@ from synap.engine.values import integer
 
 PIECE = 500
 """Keys that one call changes."""
+MOST_BYTES, LEAST_BYTES = 64 * 1024 * 1024, 1024 * 1024
+"""Bytes of values that are read at once, and of each partition's at least."""
 TOGETHER = 32
 """Partitions that a scan asks at once while it finds nothing."""
 
@@ -61,6 +63,8 @@ def _without_bytes(value: Any) -> Any:
 class Keys(Facility):
     """The key-value facility: one method per command, named as it is."""
 
+    most_bytes: Optional[int] = None
+    """The most bytes of values that one answer holds, where that has to be sent on."""
     secret = b""
     """Signs the cursors of scans; kept in the cluster, so that any gateway takes another's."""
 
@@ -164,8 +168,29 @@ class Keys(Facility):
         return c.SuccessAnswer()
 
     async def mget(self, p: c.KvMGet, request: Request) -> c.MGetAnswer:
-        calls = [self._read(key) for key in p.keys]
-        return c.MGetAnswer([self._found(answer) for answer in await self.all(calls)])
+        """All values are read at once, but for those beyond `MOST_BYTES`, which follow."""
+        if self.link.recording:
+            calls = [self._read(key) for key in p.keys]
+            return c.MGetAnswer([self._found(answer) for answer in await self.all(calls)])
+        for key in p.keys:
+            check_key(key)
+        found: Dict[str, c.GetAnswer] = {}
+        size = 0
+        while left := [key for key in dict.fromkeys(p.keys) if key not in found]:
+            parts = self._pieces(left)
+            most = b"%d" % max(MOST_BYTES // len(parts), LEAST_BYTES)
+            reads = [
+                self.read(partition, "syn_mget", [self.places.key(partition, key) for key in keys], (most,))
+                for partition, _, keys in parts
+            ]
+            for (_, _, keys), answers in zip(parts, await self.all(reads)):
+                for key, answer in zip(keys, answers):
+                    found[key] = self._found(answer)
+                    size += len(found[key].value or b"")
+            if self.most_bytes is not None and size > self.most_bytes:
+                text = f"the values are more than {self.most_bytes:,} bytes together; ask for fewer at once"
+                raise SynapError("PAYLOAD_TOO_LARGE", text, {"limit": self.most_bytes})
+        return c.MGetAnswer([found[key] for key in p.keys])
 
     async def delete(self, p: c.KvDel, request: Request) -> c.DeletedAnswer:
         keys = list(dict.fromkeys(p.keys))
@@ -189,16 +214,22 @@ class Keys(Facility):
 
     def _parted(self, keys: Sequence[str], request: Request) -> List[Tuple[int, Request, List[str]]]:
         """Group keys by partition, in pieces that one call can change, each with a request of its own."""
+        return [
+            (partition, request if first == 0 else request.piece(first), names)
+            for partition, first, names in self._pieces(keys)
+        ]
+
+    def _pieces(self, keys: Sequence[str]) -> List[Tuple[int, int, List[str]]]:
+        """Group keys by partition, in pieces, each with the place of its first key in the group."""
         groups: Dict[int, List[str]] = {}
         for key in keys:
             groups.setdefault(self.places.partition(key), []).append(key)
-        parted = []
         piece = len(keys) if self.link.recording else PIECE
-        for partition, names in groups.items():
-            for first in range(0, len(names), piece):
-                part = request if first == 0 else request.piece(first)
-                parted.append((partition, part, names[first : first + piece]))
-        return parted
+        return [
+            (partition, first, names[first : first + piece])
+            for partition, names in groups.items()
+            for first in range(0, len(names), piece)
+        ]
 
     # ------------------------------------------------------------------------------------------ all keys
 

@@ -57,12 +57,29 @@ write('syn_mset', function(K, A)
   return {1}
 end)
 
--- K key   A '1' where it must be there   -> the value; where it expires {value, ms left}; false where there is none
+-- The value; where it expires {value, ms left}; false where there is none.
+local function found(key)
+  local value = call('GET', key)
+  local left = value and call('PTTL', key)
+  return value and (left < 0 and value or {value, left}), value and #value or 0
+end
+
+-- K key   A '1' where it must be there   -> what is found
 read('syn_get', function(K, A)
-  local value = call('GET', K[1])
-  if not value then return A[1] == '1' and fail('KEY_NOT_FOUND') end
-  local left = call('PTTL', K[1])
-  return left < 0 and value or {value, left}
+  local answer = found(K[1])
+  return answer or A[1] == '1' and fail('KEY_NOT_FOUND')
+end)
+
+-- K key…   A most bytes   -> what is found of each; not of the last ones, where the values before are more bytes than that
+read('syn_mget', function(K, A)
+  local answers, left = {}, tonumber(A[1])
+  for i, key in ipairs(K) do
+    local size
+    answers[i], size = found(key)
+    left = left - size
+    if left < 0 then break end
+  end
+  return answers
 end)
 
 -- K memory, key, kx, kt   A … key, amount, another where the sum passes 64 bits   -> the number as text
