@@ -331,6 +331,33 @@ async def test_a_service_that_drains_is_left_for_a_new_connection(make: Make) ->
         assert [await client.kv.incr("n") for _ in range(3)] == [0, 1, 1]
 
 
+async def test_a_connection_that_ends_right_after_its_handshake_is_a_failed_one(make: Make, colour: str) -> None:
+    """The next is tried, and nobody waits on that one, or hears that it is there."""
+    heard: List[str] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        if 1 <= peer.number <= 5:
+            return
+        peer.answer(peer.request(), {"value": peer.number})
+        while peer.number:
+            peer.request()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retries=10)
+        client.on("connected")(lambda: heard.append("connected"))
+        lost = asyncio.Event()
+        client.on("disconnected")(lambda reason: (heard.append("disconnected"), lost.set()))
+        assert await client.kv.incr("n") == 0
+        if colour == "async":
+            await asyncio.wait_for(lost.wait(), PATIENCE)
+        assert (await client.health())["status"] == "ok"
+        if colour == "async":
+            assert heard == ["connected", "disconnected"] * (len(heard) // 2) + ["connected"]
+            [channel] = client._calls.lane._channels.values()  # type: ignore[union-attr]  # the native one
+            assert len(channel.connections) == 1
+
+
 @AT_ONCE
 async def test_a_call_that_never_left_is_made_again_and_not_in_doubt(make: Make, colour: str) -> None:
     """The connection ends in the turn in which the call is made: it waits to be sent, and is."""

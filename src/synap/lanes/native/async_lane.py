@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from synap.commands import Command
 from synap.config import ClientConfig, Target
-from synap.errors import SynapError
+from synap.errors import ConnectionError, SynapError
 from synap.lanes import errors
 from synap.lanes._async.base import AsyncLane
 from synap.lanes.io.aio import async_home
@@ -80,9 +80,8 @@ class _Channel(Numbers):
             connection = self.connection
             if connection is None or not connection.open:
                 connection = await self.connect(deadline)
-                if not connection.open:  # it ended right after the handshake: the caller decides on retries
-                    reason = connection.reason or "it takes no requests now"
-                    raise errors.connect_failed(self._lane.target.authority, reason)
+                if not connection.open:  # it is about to end: the caller decides on retries
+                    raise self._failed(connection)
             if not connection.full:
                 return connection
             if not await connection.drained(max(deadline - monotonic(), 0.0)):
@@ -113,7 +112,14 @@ class _Channel(Numbers):
         error = attempt.exception()
         if isinstance(error, SynapError):
             raise error.copy()  # each waiter gets its own
-        return attempt.result()
+        connection = attempt.result()
+        if connection.lost.done():  # since then
+            raise self._failed(connection)
+        return connection
+
+    def _failed(self, connection: Connection) -> ConnectionError:
+        """Build the error for a connection that ended, or began to drain, right after its handshake."""
+        return errors.connect_failed(self._lane.target.authority, connection.reason or "it takes no requests now")
 
     def _attempted(self, attempt: asyncio.Task[Connection]) -> None:
         self._connecting = None
@@ -138,6 +144,8 @@ class _Channel(Numbers):
             reaching.result()
             if self.over:
                 raise errors.client_closed()
+            if connection.lost.done():
+                raise self._failed(connection)
         except BaseException as error:
             reaching.cancel()
             connection.abort("there was no handshake")

@@ -407,7 +407,7 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Optional[BaseException]) -> None:
-        reason = self.reason or why(exc)
+        reason = self.reason = self.reason or why(exc)
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
