@@ -316,6 +316,23 @@ async def test_garbage_is_a_lost_connection_and_the_next_call_is_right(make: Mak
         assert (await client.kv.get("key")).found is False
 
 
+async def test_health_that_can_not_be_read_is_a_failed_connection_and_asked_for_again(make: Make) -> None:
+    said: List[bytes] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            ping = peer.frame()
+            if ping.kind == Kind.PING:
+                said.append(b'{"status"' if len(said) < 2 else b'{"status":"ok"}')
+                peer.say(frame(Kind.PONG, ping.id, said[-1]))
+
+    with ScriptedService(script) as service:
+        with pytest.raises(ConnectionError, match="no connection to"):
+            await make(service.url, retries=0).health()
+        assert await make(service.url).health() == {"status": "ok"}
+
+
 async def test_a_service_that_drains_is_left_for_a_new_connection(make: Make) -> None:
     def script(peer: Peer) -> None:
         peer.hello()

@@ -30,6 +30,7 @@ from synap.lanes.native.pending import seen
 from synap.lanes.opening import Open, Upgrade, tls_for
 from synap.wire.codec import Codec
 from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Listener, Numbers
+from synap.wire.outcomes import UNREADABLE
 
 log = logging.getLogger("synap.client")
 
@@ -309,7 +310,10 @@ class AsyncNativeLane(AsyncLane):
     async def health(self, deadline: float) -> Dict[str, Any]:
         connection = await self._here().connect(deadline)
         body = await connection.ping(max(deadline - monotonic(), 0.0))
-        figures = self.codec.decode(body) if body else {}
+        try:
+            figures = self.codec.decode(body) if body else {}
+        except UNREADABLE as error:
+            raise errors.connect_failed(self.target.authority, error) from None
         return figures if isinstance(figures, dict) else {}
 
     # ------------------------------------------------------------------------------------------ subscriptions
