@@ -123,6 +123,25 @@ async def test_a_timeout_bounds_addresses_retries_and_lanes_together(make: Make,
     assert watch.seconds < 20  # six timeouts would be 24 seconds
 
 
+@pytest.mark.parametrize("timeout", [3e6, 1e12, 1e300])
+async def test_a_timeout_may_be_as_long_as_one_likes(make: Make, timeout: float) -> None:
+    """A system call takes 24 days at most."""
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "kv.incr":
+                peer.answer(request, {"value": 1})
+            else:
+                peer.answer(request, {"subscription_id": 1, "topics": ["topic"]})
+
+    with ScriptedService(script) as service:
+        client = make(service.url.replace("127.0.0.1", "localhost"), timeout=timeout)
+        assert await client.kv.incr("n") == 1
+        await client.pubsub.subscribe(["topic"])
+
+
 async def test_retries_that_would_begin_too_late_are_not_made(make: Make) -> None:
     with Stopwatch() as watch, pytest.raises(synap.ConnectionError):
         await make(NOWHERE, timeout=0.5, retries=1000, retry_delay=0.05, retry_backoff=1).kv.get("key")

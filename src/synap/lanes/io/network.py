@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Callable, Deque, List, Optional, Set
 
 from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns, numeric, prepared
-from synap.lanes.io.threads import apart
+from synap.lanes.io.threads import LONGEST, apart
 
 CHECK_INTERVAL = 0.25
 """Seconds between two checks whether the connection is still wanted."""
@@ -165,7 +165,7 @@ def _looked_up(host: str, port: int, deadline: float) -> List[Address]:
     """Look a name up until `deadline`, on a thread: the resolver takes no timeout."""
     found = apart(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, name="synap look-up")
     try:
-        return in_turns(found.result(max(deadline - monotonic(), 0.0)))
+        return in_turns(found.result(min(max(deadline - monotonic(), 0.0), LONGEST)))
     except FutureTimeoutError:
         raise TimeoutError(f"the name {host} was not found in time") from None
     except UnicodeError:

@@ -24,6 +24,8 @@ monotonic = time.monotonic
 Raised = BaseException
 """What a callback may raise without ending its subscription: `SystemExit` and `KeyboardInterrupt` too, which would only
 end the thread, silently."""
+LONGEST = 1_000_000.0
+"""Seconds of one wait at most: `poll` takes 24 days, locks on some systems 49."""
 SLICE = 256 * 1024
 """Bytes that are encrypted at a time."""
 
@@ -210,7 +212,14 @@ class _Readiness:
 
     def wait(self, deadline: float) -> bool:
         """Wait until it is, by `deadline`; returns False then."""
-        timeout = max(deadline - monotonic(), 0.0)
+        while True:
+            left = deadline - monotonic()
+            if self._ready(min(max(left, 0.0), LONGEST)):
+                return True
+            if left <= LONGEST:
+                return False
+
+    def _ready(self, timeout: float) -> bool:
         if self._poll is not None:
             return bool(self._poll.poll(timeout * 1000))
         socks = [self._socket]

@@ -14,6 +14,7 @@ from msgspec import Struct
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.lanes.errors import client_closed, subscription_lost
+from synap.lanes.io.threads import LONGEST
 from synap.lanes.native.blocking import BlockingConnection, Outcome
 from synap.wire.compression import WORTH
 from synap.wire.conversation import SILENCE, Fault, Listener
@@ -65,7 +66,7 @@ class _Reader:
             sent = True
             if self.over and not outcome.answered:  # the reader may have ended before it saw the request
                 raise lost(command, True, None)
-            if not outcome.known.wait(timeout):
+            if not outcome.known.wait(min(timeout, LONGEST)):
                 raise timed_out(command, True, timeout)
             if outcome.error is not None:
                 raise outcome.error
