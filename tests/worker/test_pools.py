@@ -56,3 +56,18 @@ async def test_a_process_that_nobody_waits_for_any_more_when_it_has_started_is_u
         assert len(pool._all) == 1
     finally:
         pool.close()
+
+
+async def test_a_process_that_died_while_it_was_idle_fails_no_handler() -> None:
+    """A message whose handler has not begun would lose an attempt, and with its last one become a dead letter."""
+    pool = pools.ProcessPool(2)
+    try:
+        assert await asyncio.wait_for(pool.run(abs, (-1,), None), PATIENCE) == 1
+        [child] = pool._all
+        child.process.kill()
+        await until(lambda: not child.process.is_alive())
+        assert await asyncio.wait_for(pool.run(abs, (-2,), None), PATIENCE) == 2
+        assert child not in pool._all
+        assert child.connection.closed
+    finally:
+        pool.close()

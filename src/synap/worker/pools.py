@@ -85,9 +85,10 @@ class ProcessPool:
         job = pickle.dumps((function, arguments))
         loop = asyncio.get_running_loop()
         async with self._slots:
-            while not self._idle:
+            child = self._alive()
+            while child is None:
                 await loop.run_in_executor(self._threads, self._start)
-            child = self._idle.pop()
+                child = self._idle.pop() if self._idle else None  # not looked at: one that always dies has to be told
             waiting = loop.run_in_executor(self._threads, child.run, job)
             try:
                 succeeded, outcome = await asyncio.wait_for(asyncio.shield(waiting), timeout)
@@ -106,6 +107,16 @@ class ProcessPool:
         for message in _messages(arguments):
             message.add(items)
         return result
+
+    def _alive(self) -> Optional[_Child]:
+        """Take an idle process; None where there is none. One may have been killed: the largest are, first of all."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.process.is_alive():
+                return child
+            self._all.remove(child)
+            child.close()
+        return None
 
     def _start(self) -> None:
         child = _Child(self._context)
