@@ -281,6 +281,30 @@ def test_what_comes_with_an_answer_is_heard_too() -> None:
     assert answers == [Kind.PONG]
 
 
+def test_a_connection_that_drains_and_stays_ends_with_the_client() -> None:
+    """Subscriptions on it stay, and further ones have a new one."""
+    ended = threading.Semaphore(0)
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        try:
+            while True:
+                request = peer.request()
+                if peer.number == 1:
+                    peer.say(frame(Kind.GOAWAY))
+                peer.answer(request, {"subscription_id": peer.number, "topics": ["topic"]})
+        finally:
+            ended.release()
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url) as client:
+            client.pubsub.subscribe(["topic"])
+            client.pubsub.subscribe(["topic"])
+            assert len(service.peers) == 3
+        for _ in service.peers:
+            assert ended.acquire(timeout=PATIENCE)
+
+
 def wait_for_news(client: SynapClient) -> None:
     """Wait until something has come on the client's idle connection."""
     lane: Any = client._calls.lane

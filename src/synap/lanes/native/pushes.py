@@ -7,7 +7,7 @@ import uuid
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Optional, Set, Tuple
 
 from msgspec import Struct
 
@@ -115,11 +115,13 @@ class Pushes:
         self._session = uuid.uuid4().hex
         self._number = 0
         self._reader: Optional[_Reader] = None
+        self._readers: Set[_Reader] = set()
+        """All whose connections are there: the current one, and those that the service lets end by themselves."""
 
     @property
     def open(self) -> bool:
         """Whether there is a connection."""
-        return self._reader is not None
+        return bool(self._readers)
 
     def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
         """Subscribe; returns a handle and the answer."""
@@ -144,6 +146,8 @@ class Pushes:
                 reader = _Reader(connection, self._ended)
                 with self._change:
                     self._reader = reader
+                    if not reader.over:
+                        self._readers.add(reader)
                 if self._lane.closed:  # while it connected
                     self.close()
                     raise client_closed()
@@ -163,20 +167,23 @@ class Pushes:
             reader.request(ending, number, body, monotonic() + self._lane.config.timeout)
 
     def close(self) -> None:
-        """Close the connection; the reader thread ends."""
+        """Close the connections; the reader threads end."""
         with self._change:
-            reader, self._reader = self._reader, None
-        if reader is not None:
+            readers, self._readers = self._readers, set()
+            self._reader = None
+        for reader in readers:
             reader.connection.close()
 
     def abandon(self) -> None:
-        """Drop the connection: it belongs to the parent process."""
-        if self._reader is not None:
-            self._reader.connection.stream.detach()
-            self._reader = None
+        """Drop the connections: they belong to the parent process."""
+        for reader in self._readers:
+            reader.connection.stream.detach()
+        self._readers.clear()
+        self._reader = None
 
     def _ended(self, reader: _Reader, reason: str) -> None:
         with self._change:
+            self._readers.discard(reader)
             current = self._reader is reader
             if current:
                 self._reader = None
