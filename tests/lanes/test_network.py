@@ -186,6 +186,19 @@ def test_a_look_up_that_takes_its_time_is_in_the_deadline(colour: str, monkeypat
     end.cancel()
 
 
+def test_a_name_is_looked_up_where_no_thread_can_be_started(
+    colour: str, names: Names, good: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are as many as there may be, or the interpreter ends: at its end many a program has something to say."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    names(good)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert connect(colour, PATIENCE) == good
+
+
 def test_an_attempt_that_nobody_wants_any_more_ends_soon(hole: Place) -> None:
     unwanted = threading.Event()
     threading.Timer(0.1, unwanted.set).start()

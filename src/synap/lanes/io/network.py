@@ -14,7 +14,7 @@ import ssl
 from collections import deque
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from time import monotonic
-from typing import Callable, Deque, List, Optional, Set
+from typing import Any, Callable, Deque, List, Optional, Set, Tuple
 
 from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns, numeric, prepared
 from synap.lanes.io.threads import LONGEST, apart
@@ -39,12 +39,22 @@ class AsyncNetwork:
         addresses = numeric(host, port)
         if not addresses:
             try:
-                addresses = in_turns(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+                addresses = in_turns(await _asked(loop, host, port))
             except UnicodeError:
                 raise OSError(f"{host!r} is no name of a host") from None
         sock = await _first_of(addresses)
         name = host if context is not None else None
         await loop.create_connection(lambda: protocol, sock=sock, ssl=context, server_hostname=name)
+
+
+async def _asked(loop: asyncio.AbstractEventLoop, host: str, port: int) -> List[Tuple[Any, ...]]:
+    """Look a name up, on a thread where one can be started: not while the interpreter ends."""
+    found: List[Tuple[Any, ...]]
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except RuntimeError:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return found
 
 
 async def _first_of(addresses: List[Address]) -> socket.socket:
@@ -162,9 +172,12 @@ def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OS
 
 
 def _looked_up(host: str, port: int, deadline: float) -> List[Address]:
-    """Look a name up until `deadline`, on a thread: the resolver takes no timeout."""
-    found = apart(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, name="synap look-up")
+    """Look a name up until `deadline`, on a thread, if one can be started: the resolver takes no timeout."""
     try:
+        try:
+            found = apart(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, name="synap look-up")
+        except RuntimeError:
+            return in_turns(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
         return in_turns(found.result(min(max(deadline - monotonic(), 0.0), LONGEST)))
     except FutureTimeoutError:
         raise TimeoutError(f"the name {host} was not found in time") from None
