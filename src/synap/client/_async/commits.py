@@ -29,7 +29,7 @@ class AsyncCommits:
             self._done = offset
             if not self._scheduled and not self._closed.is_set():
                 self._scheduled = True
-                async_spawn(self._commit_later, name=f"synap commits of {self._name!r}")
+                async_spawn(self._commit_later, name=f"synap commits of {self._name!r}", or_here=True)
 
     async def close(self) -> None:
         """Commit the last processed event, and stop."""

@@ -107,14 +107,16 @@ class Lock:
         try:
             if not await self._acquire(token, give_up):
                 return False
+            self._lost = False
+            self._released = AsyncEvent()
+            async_spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
+            self._token = token
         except BaseException:
             # The lock may have been taken all the same.
-            async_spawn(self._release_abandoned, token, name=f"synap lock {self.name}")
+            self._token = None
+            self._released.set()
+            async_spawn(self._release_abandoned, token, name=f"synap lock {self.name}", or_here=True)
             raise
-        self._token = token
-        self._lost = False
-        self._released = AsyncEvent()
-        async_spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
         return True
 
     async def _acquire(self, token: str, give_up: float) -> bool:
@@ -230,7 +232,7 @@ class Lock:
         try:
             held = not self._lost and await self._hand_over(token)
         except BaseException:
-            async_spawn(self._release_abandoned, token, name=f"synap lock {self.name}")
+            async_spawn(self._release_abandoned, token, name=f"synap lock {self.name}", or_here=True)
             raise
         if not held:
             raise self._loss()

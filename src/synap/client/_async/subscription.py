@@ -116,7 +116,11 @@ class Subscription(Generic[T]):
             if self._calls.hooks:
                 give: Any = async_hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
                 self._invoke = give  # type: ignore[method-assign]  # see `synap.client.hooks`
-            async_spawn(self._deliver, name=f"synap {self._name}")
+            try:
+                async_spawn(self._deliver, name=f"synap {self._name}")
+            except RuntimeError:  # no thread can be started
+                await self.unsubscribe()
+                raise
 
     async def unsubscribe(self) -> None:
         """End the subscription. Undelivered items are dropped, and no callback begins afterwards."""
@@ -181,7 +185,7 @@ class Subscription(Generic[T]):
     async def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
         if self._behind and not len(self._mailbox):  # apart: who waits may be cancelled, and ask again
-            async_spawn(self._catch_up, name=f"synap {self._name} catching up")
+            async_spawn(self._catch_up, name=f"synap {self._name} catching up", or_here=True)
         return await self._mailbox.get()
 
     async def _deliver(self) -> None:
@@ -255,7 +259,7 @@ class Subscription(Generic[T]):
     def _lost(self, error: SynapError) -> None:
         self._feed = None
         self._held = None
-        async_spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing")
+        async_spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing", or_here=True)
 
     async def _resubscribe(self, error: SynapError) -> None:
         """Resubscribe, with backoff, until it works or an error is final.

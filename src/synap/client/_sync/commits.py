@@ -30,7 +30,7 @@ class Commits:
             self._done = offset
             if not self._scheduled and not self._closed.is_set():
                 self._scheduled = True
-                spawn(self._commit_later, name=f"synap commits of {self._name!r}")
+                spawn(self._commit_later, name=f"synap commits of {self._name!r}", or_here=True)
 
     def close(self) -> None:
         """Commit the last processed event, and stop."""

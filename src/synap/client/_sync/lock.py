@@ -104,14 +104,16 @@ class Lock:
         try:
             if not self._acquire(token, give_up):
                 return False
+            self._lost = False
+            self._released = Event()
+            spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
+            self._token = token
         except BaseException:
             # The lock may have been taken all the same.
-            spawn(self._release_abandoned, token, name=f"synap lock {self.name}")
+            self._token = None
+            self._released.set()
+            spawn(self._release_abandoned, token, name=f"synap lock {self.name}", or_here=True)
             raise
-        self._token = token
-        self._lost = False
-        self._released = Event()
-        spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
         return True
 
     def _acquire(self, token: str, give_up: float) -> bool:
@@ -223,7 +225,7 @@ class Lock:
         try:
             held = not self._lost and self._hand_over(token)
         except BaseException:
-            spawn(self._release_abandoned, token, name=f"synap lock {self.name}")
+            spawn(self._release_abandoned, token, name=f"synap lock {self.name}", or_here=True)
             raise
         if not held:
             raise self._loss()

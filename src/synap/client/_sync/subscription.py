@@ -116,7 +116,11 @@ class Subscription(Generic[T]):
             if self._calls.hooks:
                 give: Any = hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
                 self._invoke = give  # type: ignore[method-assign]  # see `synap.client.hooks`
-            spawn(self._deliver, name=f"synap {self._name}")
+            try:
+                spawn(self._deliver, name=f"synap {self._name}")
+            except RuntimeError:  # no thread can be started
+                self.unsubscribe()
+                raise
 
     def unsubscribe(self) -> None:
         """End the subscription. Undelivered items are dropped, and no callback begins afterwards."""
@@ -181,7 +185,7 @@ class Subscription(Generic[T]):
     def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
         if self._behind and not len(self._mailbox):  # apart: who waits may be cancelled, and ask again
-            spawn(self._catch_up, name=f"synap {self._name} catching up")
+            spawn(self._catch_up, name=f"synap {self._name} catching up", or_here=True)
         return self._mailbox.get()
 
     def _deliver(self) -> None:
@@ -251,7 +255,7 @@ class Subscription(Generic[T]):
     def _lost(self, error: SynapError) -> None:
         self._feed = None
         self._held = None
-        spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing")
+        spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing", or_here=True)
 
     def _resubscribe(self, error: SynapError) -> None:
         """Resubscribe, with backoff, until it works or an error is final.

@@ -202,8 +202,8 @@ _running: Set[asyncio.Task[None]] = set()
 """Tasks that were spawned; the event loop itself holds them weakly."""
 
 
-def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
-    """Run `function` as a background task; its exceptions are logged."""
+def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str, or_here: bool = False) -> None:
+    """Run `function` as a background task; its exceptions are logged. `or_here` is for threads, see `spawn`."""
 
     async def run() -> None:
         try:

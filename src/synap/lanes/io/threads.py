@@ -342,8 +342,12 @@ class Mailbox(Generic[T]):
             self._changed.notify_all()
 
 
-def spawn(function: Callable[..., None], *args: Any, name: str) -> None:
-    """Run `function` on a daemon thread; its exceptions are logged."""
+def spawn(function: Callable[..., None], *args: Any, name: str, or_here: bool = False) -> None:
+    """Run `function` on a daemon thread; its exceptions are logged.
+
+    Raises `RuntimeError` where none can be started: there are as many as there may be. With `or_here` it runs at once
+    then.
+    """
 
     def run() -> None:
         try:
@@ -351,7 +355,12 @@ def spawn(function: Callable[..., None], *args: Any, name: str) -> None:
         except Exception:
             log.exception("%s ended with an error", name)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError:
+        if not or_here:
+            raise
+        run()
 
 
 def apart(function: Callable[..., T], *args: Any, name: str) -> Future[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 import weakref
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Set, Tuple
 from msgspec import Struct
 
 from synap.commands import Command
-from synap.errors import SynapError
+from synap.errors import ConnectionError, SynapError
 from synap.lanes.errors import client_closed, subscription_lost
 from synap.lanes.io.threads import LONGEST
 from synap.lanes.native.blocking import BlockingConnection, Outcome
@@ -23,6 +24,9 @@ from synap.wire.outcomes import decoded, lost, timed_out, why
 
 if TYPE_CHECKING:
     from synap.lanes.native.lane import NativeLane
+
+
+log = logging.getLogger("synap.client")
 
 
 class _AwaitedOutcome(Outcome):
@@ -51,7 +55,11 @@ class _Reader:
         self.conversation = connection.conversation
         self._ended = weakref.WeakMethod(ended)
         self.over = False
-        threading.Thread(target=self._read, name="synap-reader", daemon=True).start()
+        try:
+            threading.Thread(target=self._read, name="synap-reader", daemon=True).start()
+        except RuntimeError as error:  # there are as many as there may be
+            connection.close()
+            raise ConnectionError("CONNECTION_FAILED", f"no thread to read with: {error}; nothing was sent") from None
 
     def request(self, command: Command, number: int, body: bytes, deadline: float) -> bytes:
         """Send a request; returns the body of its answer."""
@@ -90,6 +98,9 @@ class _Reader:
                 except TimeoutError:
                     continue
         except (OSError, Fault) as error:
+            self._end(why(error))
+        except Exception as error:  # else subscriptions would get nothing more, in silence
+            log.exception("the reader of a connection failed")
             self._end(why(error))
 
     def _end(self, reason: str) -> None:
