@@ -102,6 +102,15 @@ def test_a_full_disk_refuses_the_write_and_says_why(service: Service, disk: Disk
     assert error.may_have_happened is False
 
 
+def test_only_once_deleting_goes_on_a_refusal_says_that_it_does(service: Service, disk: Disk) -> None:
+    service.do(c.KvSet("a", b"1"))
+    disk.fails = FULL
+    for payload in (c.KvSet("a", b"2"), c.KvDel(["a"])):
+        assert "in a moment so does what makes room" in refused(service, payload).message
+    service.host.short(store.refused(store.NO_SPACE, sparing=True))
+    assert "reads go on, and so does what makes room" in refused(service, c.KvSet("a", b"2")).message
+
+
 def test_reads_go_on_while_writes_are_refused(service: Service, disk: Disk) -> None:
     service.do(c.KvSet("a", b"1"))
     service.do(c.StreamPublish("room", "e", b"1"))

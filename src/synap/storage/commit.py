@@ -59,7 +59,7 @@ class DiskLog(LogWriter):
         if self.trouble is not None:
             host.failed(refused(self.trouble))
         elif self.shortage.active:
-            host.short(refused(NO_SPACE))
+            host.short(refused(NO_SPACE, sparing=True))
         self._thread.start()
 
     @property

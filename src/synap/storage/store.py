@@ -365,12 +365,13 @@ def diagnose(error: BaseException) -> Trouble:
     return Trouble("log_failed", f"the log failed ({type(error).__name__}: {error})", True, True)
 
 
-def refused(trouble: Trouble) -> SynapError:
-    """Build the error that writes are refused with."""
+def refused(trouble: Trouble, *, sparing: bool = False) -> SynapError:
+    """Build the error that writes are refused with. `sparing`: of those that grow something only."""
     end = "a restart is needed" if trouble.lasting else "writing resumes by itself when it works again"
     if trouble.reason == FULL:
+        now = "so does" if sparing else "in a moment so does"
         end = (
-            "so does what makes room (consume, ack, nack, purge, delete), as long as the reserve lasts: do that, or "
+            f"{now} what makes room (consume, ack, nack, purge, delete), as long as the reserve lasts: do that, or "
             "free space on the disk, and writing resumes by itself"
         )
     return SynapError(

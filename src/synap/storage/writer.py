@@ -375,7 +375,7 @@ class LogWriter(Log):
             self.call(self._host.recovered)
         else:
             self._begin_shortage()
-            self.call(self._host.short, refused(NO_SPACE))
+            self.call(self._host.short, refused(NO_SPACE, sparing=True))
         if self._stuck:
             group = list(self._stuck)
             self._stuck.clear()
