@@ -101,12 +101,26 @@ def test_what_no_locale_can_print_is_escaped(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "data in /srv/\\udcff\\u001b[31m\n"
 
 
-@pytest.mark.parametrize("other", [["--memory"], ["--engine", "valkey://localhost:1"]])
-def test_a_directory_that_would_not_be_used_is_refused(synap: Synap, other: list[str], tmp_path: Path) -> None:
-    # With a port that can't be used: a service that isn't refused doesn't start either.
-    ended = synap("serve", "--data", str(tmp_path / "data"), "--port", "65536", *other)
-    assert ended.code == 2
-    assert ended.err.startswith("synap: [USAGE] --data is for what is kept in a directory")
+@pytest.mark.parametrize(
+    ("option", "value"), [("memory", "1"), ("engine", "valkey://localhost:1"), ("engine", "file:///nowhere/else")]
+)
+def test_a_directory_that_would_not_be_used_is_refused_wherever_the_other_option_is_given(
+    synap: Synap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str
+) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text(f"{option} = {'true' if option == 'memory' else repr(value)}\n")
+    arguments = ["serve", "--data", str(tmp_path / "data")]
+    with socket.socket() as taken:  # a service that isn't refused doesn't start either
+        taken.bind(("127.0.0.1", 0))
+        arguments += ["--port", str(taken.getsockname()[1])]
+        on_line = synap(*arguments, f"--{option}", *([] if option == "memory" else [value]))
+        in_file = synap(*arguments, "--config", str(file))
+        monkeypatch.setenv(f"SYNAP_{option.upper()}", value)
+        in_environment = synap(*arguments)
+    for ended in (on_line, in_file, in_environment):
+        assert ended.code == 2
+        assert ended.err.startswith("synap: [USAGE] --data is for what is kept in a directory")
+        assert f"SYNAP_{option.upper()}" in ended.err
 
 
 def test_a_typo_in_the_configuration_file_is_named_with_the_nearest(synap: Synap, tmp_path: Path) -> None:

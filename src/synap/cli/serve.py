@@ -49,9 +49,14 @@ def default(option: Option) -> str:
 
 
 def serve_(config: Optional[str], **options: Any) -> int:
-    if options.get("data") is not None and (options.get("memory") or options.get("engine")):
-        raise usage("--data is for what is kept in a directory: leave it out, or --memory and --engine")
     settings = load(options, config=config)
+    data = options.get("data")
+    if data is not None and (settings.memory or settings.engine is not None or settings.data != data):
+        # Whichever of the two was meant, nothing is to be kept elsewhere in silence.
+        raise usage(
+            "--data is for what is kept in a directory: leave it out, or --memory and --engine "
+            "(SYNAP_MEMORY and SYNAP_ENGINE, memory and engine in the file)"
+        )
     if options.get("api_keys") or options.get("admin_keys"):
         click.echo(
             "synap serve: everybody on this machine can read a key on the command line (ps); "
