@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 from typing import Any, Dict, List
 from unittest.mock import Mock
 
@@ -272,6 +273,36 @@ def test_what_else_is_in_the_directory_is_no_obstacle(directory: str, tmp_path: 
     assert report.sound, report.problems
     assert contents_of(str(tmp_path / "saved")) == expected
     assert "examined" not in os.listdir(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_may_not_be_written_is_not_damaged(directory: str, tmp_path: Any, stopped: bool) -> None:
+    """A directory on a file system that is mounted read-only, of a service that was stopped, or killed."""
+    expected = contents_of(directory)
+    if stopped:
+        fold(directory)
+    else:
+        os.unlink(os.path.join(directory, DATABASE + "-shm"))  # with it SQLite reads
+    place = tmp_path / "mounted"
+    place.mkdir()
+    mount = ["mount", "-o", "bind,ro", directory, str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a file system can't be mounted here")
+    try:
+        if stopped:
+            assert check(str(place)).sound
+            backup.copy(str(place), str(tmp_path / "copy"))
+            assert contents_of(str(tmp_path / "copy")) == expected
+        else:
+            for read in (check, lambda path: backup.copy(path, str(tmp_path / "copy"))):
+                with pytest.raises(Unusable, match=r"let user \d+ write to .*mounted, or copy it") as caught:
+                    read(str(place))
+                assert not isinstance(caught.value, Damaged)
+        report = repair(str(place), str(tmp_path / "saved"))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert report.sound, report.problems
+    assert contents_of(str(tmp_path / "saved")) == expected
 
 
 @pytest.mark.parametrize("name", [DATABASE, WAL, MARK])

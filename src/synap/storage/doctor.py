@@ -12,9 +12,9 @@ from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.records import KEYS
 from synap.storage.durable import spacious_engine
-from synap.storage.layout import DATABASE, MARK, WAL, Damaged, check_files, no_data, refusal
+from synap.storage.layout import DATABASE, MARK, WAL, Damaged, Unusable, check_files, no_data, refusal
 from synap.storage.mark import Promise, read_mark
-from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
+from synap.storage.recovery import NO_MARK, Progress, Structure, place_of, unreadable
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import digest
 from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
@@ -65,12 +65,15 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
         scratch = os.path.join(target, "examined")
         os.mkdir(scratch, 0o700)
         try:
-            before = check(directory)
+            before = None
+            with suppress(Unusable):  # on a disk that is full or has become read-only; the copy can be read then
+                before = check(directory)
             for name in (DATABASE, WAL, DATABASE + "-journal", MARK):  # not what else is there, such as lost+found
                 path = os.path.join(directory, name)
                 if os.path.isfile(path):
                     with open(path, "rb") as source, open(os.path.join(scratch, name), "xb") as copied:
                         shutil.copyfileobj(source, copied, 1 << 20)
+            before = before or _Examination(directory, lambda record: None, None, files=scratch).run()
             mend(os.path.join(scratch, WAL), PAGE)
             engine, skipped, report = _salvage(directory, scratch, progress)
             report = report._replace(problems=before.problems)
@@ -182,6 +185,10 @@ class _Examination:
             connection.execute("BEGIN")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
+            if isinstance(error, sqlite3.OperationalError):
+                reason = unreadable(self.directory, error)
+                if not isinstance(reason, Damaged):
+                    raise reason from None
             self._found(DATABASE, "its header", str(error))
             return
         for frame in broken_frames(os.path.join(self.files, WAL), PAGE):

@@ -50,13 +50,17 @@ def refusal(code: str, message: str, directory: str, **details: Any) -> Unusable
     return Unusable(code, message, {"directory": directory, **details})
 
 
+def whoever() -> str:
+    """Name the user that this process is."""
+    return f"user {os.geteuid()}" if hasattr(os, "geteuid") else "this user"
+
+
 def no_data(directory: str) -> Unusable:
     """Build the error for a directory without a database, or that this user may not look into."""
     try:
         os.stat(os.path.join(directory, DATABASE))
     except PermissionError:
-        who = f"user {os.geteuid()}" if hasattr(os, "geteuid") else "this user"
-        return refusal("INVALID_REQUEST", f"{directory} can't be looked into: {who} may not", directory)
+        return refusal("INVALID_REQUEST", f"{directory} can't be looked into: {whoever()} may not", directory)
     except OSError:
         pass
     return refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)

@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
-from synap.storage.layout import DATABASE, MARK, WAL, Damaged, check_files, damage, refusal
+from synap.storage.layout import DATABASE, MARK, WAL, Damaged, check_files, damage, refusal, whoever
 from synap.storage.mark import Promise, read_mark
 from synap.storage.prefetch import Row, Rows, prefetch
 from synap.storage.reserve import free_space
@@ -285,6 +285,11 @@ def unreadable(directory: str, error: sqlite3.Error) -> Exception:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     text = str(error)
     if code in (3, 14, 8) or "unable to open" in text or "readonly" in text or "permission" in text:
+        if not os.access(directory, os.W_OK):
+            text += (
+                f"; SQLite makes files beside a database that was in use: let {whoever()} write to {directory}, "
+                "or copy it to where that is so"
+            )
         return refusal("INVALID_REQUEST", f"{os.path.join(directory, DATABASE)} can't be opened: {text}", directory)
     if free_space(directory) < LEAST_SPACE:
         return refusal(

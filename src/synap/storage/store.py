@@ -84,6 +84,9 @@ def slice_id(generation: int, part: int) -> int:
 def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     """Open the database at `path`, which must exist. A read-only connection leaves every file as it is."""
     mode = "ro" if read_only else "rw"
+    beside = (path + suffix for suffix in ("-wal", "-shm"))
+    if read_only and not os.access(os.path.dirname(path) or ".", os.W_OK) and not any(map(os.path.exists, beside)):
+        mode += "&immutable=1"  # SQLite would make both, which nobody has who has it open
     connection = sqlite3.connect(
         f"{Path(os.path.abspath(path)).as_uri()}?mode={mode}",
         uri=True,
