@@ -108,6 +108,17 @@ def test_damage_is_named_and_what_is_sound_saved_elsewhere(synap: Synap, data: P
         assert client.kv.get("key:7").value == {"n": 7}
 
 
+def test_no_repair_is_recommended_where_nothing_can_be_read(synap: Synap, data: Path, tmp_path: Path) -> None:
+    (data / DATABASE).write_bytes(b"x" * 8192)
+    ended = synap("doctor", str(data))
+    assert ended.code == 1
+    assert b"--repair" not in ended.out
+    assert b"backup" in ended.out
+    repaired = synap("doctor", str(data), "--repair", str(tmp_path / "saved"))
+    assert repaired.code == 2
+    assert "backup" in repaired.err
+
+
 def test_a_directory_without_data_is_no_patient(synap: Synap, tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "nothing"):
         ended = synap("doctor", str(directory))

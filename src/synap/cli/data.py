@@ -110,6 +110,8 @@ def verdict(directory: str, target: Optional[str], sound: bool, records: int, lo
         return f"saved {what} ({records} records) to {target}; start on it with: synap serve --data {target}"
     if sound:
         return f"{directory} is sound ({records} records)"
+    if not records:
+        return f"{directory} is damaged, and nothing in it can be read; start on a backup: synap serve --data BACKUP"
     return f"{directory} is damaged; save what is sound with: synap doctor {directory} --repair NEW_DIRECTORY"
 
 

@@ -81,7 +81,9 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
             shutil.rmtree(scratch)
         if report.problems and not report.records:
             raise refusal(
-                "INVALID_REQUEST", f"nothing in {directory} could be saved: {report.problems[0].what}", directory
+                "INVALID_REQUEST",
+                f"nothing in {directory} could be saved: {report.problems[0].what}; the way on is a backup",
+                directory,
             )
         write_engine(target, engine)
         lost = report.lost + ([f"{skipped} records that refer to something lost"] if skipped else [])
