@@ -54,6 +54,7 @@ def test_help_shows_them(synap: Synap, path: Tuple[str, ...]) -> None:
     ended = synap(*path, "--help")
     assert ended.code == 0
     assert b"Examples:" in ended.out
+    assert b" RANGE" not in ended.out, "click's own name of a type is none of a value"
     assert max(map(len, ended.out.decode().splitlines())) <= 130
 
 

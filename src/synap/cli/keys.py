@@ -45,11 +45,11 @@ in_file = click.option(
 @keys.command("new", examples=["synap keys new orders --grant 'queue:*:orders*' --requests 500"])
 @click.argument("name")
 @click.option("--grant", "grants", multiple=True, metavar="GRANT", help="admin, or facility:verb:names.")
-@click.option("--requests", type=click.FloatRange(min=0, min_open=True), help="Commands a second.")
-@click.option("--bytes", type=click.FloatRange(min=1), help="Bytes of requests a second.")
-@click.option("--connections", type=click.IntRange(min=1), help="Connections at a time.")
-@click.option("--subscriptions", type=click.IntRange(min=1), help="Subscriptions on a connection.")
-@click.option("--waiting", type=click.IntRange(min=1), help="Requests that wait on a connection.")
+@click.option("--requests", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Commands a second.")
+@click.option("--bytes", type=click.FloatRange(min=1), metavar="N", help="Bytes of requests a second.")
+@click.option("--connections", type=click.IntRange(min=1), metavar="N", help="Connections at a time.")
+@click.option("--subscriptions", type=click.IntRange(min=1), metavar="N", help="Subscriptions on a connection.")
+@click.option("--waiting", type=click.IntRange(min=1), metavar="N", help="Requests that wait on a connection.")
 @in_file
 def new(path: str, name: str, grants: Tuple[str, ...], **quota: Any) -> None:
     """Create a key and print it, this once.

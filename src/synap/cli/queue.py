@@ -274,7 +274,9 @@ def tail(connection: Connection, name: str, count: Optional[int], interval: floa
     help="Which messages.",
 )
 @click.option("--after", metavar="ID", help="Continue after this message.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most this many.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), metavar="N", default=100, show_default=True, help="At most this many."
+)
 def peek(connection: Connection, name: str, state: str, after: Optional[str], limit: int) -> None:
     """Print messages, one a line, without taking them: next out first, others by when they are due."""
     with connection.open() as client:

@@ -27,7 +27,9 @@ from synap.demo.run import Broken, Settings, Stopped, run
     negative="A digest is missing or wrong.",
 )
 @click.option("--files", type=click.IntRange(min=1), metavar="N", help="Hash N files. [default: all]")
-@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Worker processes.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), metavar="N", default=4, show_default=True, help="Worker processes."
+)
 @click.option("--memory", is_flag=True, help="Let the server keep its data in memory. [default: on disk]")
 @click.option("--kill/--no-kill", default=True, help="Kill one worker in the middle of its work. [default: kill]")
 @click.option("--cluster", is_flag=True, help="On a cluster, of which a gateway and a primary are killed too.")
