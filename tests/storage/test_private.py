@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Callable, List
@@ -223,3 +224,21 @@ def test_a_file_of_keys_that_couldn_t_be_changed_is_as_it_was(tmp_path: Path) ->
     with pytest.raises(SynapError):
         keyfile.add(path, "a", keyfile.new_key(), ["admin"], Quota())
     assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
+def test_where_no_file_of_keys_may_be_made_that_is_said() -> None:
+    program = """
+import os, sys
+import synap.cli.keys
+from synap.cli.app import run
+if os.getuid() == 0:
+    os.setuid(65534)
+sys.exit(run(["keys", "new", "a", "--grant", "admin", "--file", sys.argv[1]]))
+"""
+    with tempfile.TemporaryDirectory(prefix="synap-test-") as place:
+        os.chmod(place, 0o555)
+        path = os.path.join(place, "keys.toml")
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, timeout=PATIENCE, text=True)
+        os.chmod(place, 0o755)
+    assert done.stderr == f"synap: [FAILED] Permission denied: {path}\n"

@@ -41,7 +41,10 @@ def locked(path: str) -> Iterator[None]:
         fresh = _before(path) is None
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
-        except PermissionError:  # it may still be replaced
+        except PermissionError:
+            if fresh:
+                raise
+            # It may still be replaced.
             file = os.open(path, os.O_RDONLY | _FLAGS)
         try:
             _lock(file)
