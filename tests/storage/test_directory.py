@@ -12,7 +12,7 @@ from typing import Any, Iterator
 import pytest
 
 from synap.storage import Locked, Unusable
-from synap.storage.layout import DATABASE, FORMAT, MARK
+from synap.storage.layout import DATABASE, FORMAT, LOCK, MARK
 from synap.storage.rows import seal_map
 from synap.storage.store import IDENTITY
 from tests.helpers.driver import Service, c
@@ -137,7 +137,7 @@ def test_a_directory_that_may_not_be_written_is_said_to_be_one(reachable: str) -
         os.chmod(os.path.join(reachable, name), 0o444)
     told = as_somebody_else(reachable)
     os.chmod(reachable, 0o755)
-    assert reachable in told
+    assert f"{reachable} can't be used" in told
     assert "must be allowed to read and write it" in told
 
 
@@ -148,13 +148,18 @@ def test_a_directory_that_can_not_be_made_is_said_to_be_one(reachable: str) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
-def test_a_database_of_somebody_else_is_said_to_be_one(reachable: str) -> None:
+@pytest.mark.parametrize("name", [".", LOCK, DATABASE, MARK])
+def test_what_somebody_else_may_not_write_is_named(reachable: str, name: str) -> None:
+    """Such as what a start by root has left."""
     Service(reachable).close()
     os.chmod(reachable, 0o777)
-    os.chmod(os.path.join(reachable, "synap.lock"), 0o666)
+    for other in os.listdir(reachable):
+        os.chmod(os.path.join(reachable, other), 0o666)
+    place = os.path.normpath(os.path.join(reachable, name))
+    os.chmod(place, 0o755 if name == "." else 0o644)
     told = as_somebody_else(reachable)
     os.chmod(reachable, 0o755)
-    assert "synap.db can't be used" in told
+    assert told.startswith(f"{place} can't be used: user ")
     assert "must be allowed to read and write it" in told
 
 

@@ -22,7 +22,7 @@ from synap.host.clock import Clock
 from synap.host.registry import Home, Opened
 from synap.storage import backup
 from synap.storage.commit import DiskLog
-from synap.storage.layout import DATABASE, FORMAT, damage, refusal
+from synap.storage.layout import DATABASE, FORMAT, MARK, WAL, damage, refusal, whoever
 from synap.storage.lock import DirectoryLock
 from synap.storage.mark import Mark
 from synap.storage.recovery import Found, Progress, identify, recover
@@ -119,9 +119,11 @@ def _check_files(directory: str) -> None:
         return
     except OSError as error:
         raise refusal("INVALID_REQUEST", f"{path} can't be used: {error.strerror}", directory) from None
-    if not os.access(path, os.R_OK | os.W_OK) or not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        who = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
-        raise refusal("INVALID_REQUEST", f"{path} can't be used: {who} must be allowed to read and write it", directory)
+    both = os.R_OK | os.W_OK
+    for place in (directory, path, os.path.join(directory, MARK), os.path.join(directory, WAL), path + "-shm"):
+        if os.path.exists(place) and not os.access(place, both | os.X_OK if place == directory else both):
+            text = f"{place} can't be used: {whoever()} must be allowed to read and write it"
+            raise refusal("INVALID_REQUEST", text, directory)
 
 
 def open_host(

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Dict
 
 from synap import forks
-from synap.storage.layout import LOCK, Locked, refusal
+from synap.storage.layout import LOCK, Locked, refusal, whoever
 from synap.storage.private import is_at
 
 
@@ -143,8 +143,9 @@ def _not_writable(directory: str, error: OSError) -> Exception:
     if error.errno == errno.EROFS:
         why = "it is on a read-only file system"
     elif error.errno in (errno.EACCES, errno.EPERM):
-        who = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
-        why = f"{who} must be allowed to read and write it"
+        why = f"{whoever()} must be allowed to read and write it"
+        if os.access(directory, os.R_OK | os.W_OK | os.X_OK):  # the lock of somebody else, who was here before
+            return refusal("INVALID_REQUEST", f"{os.path.join(directory, LOCK)} can't be used: {why}", directory)
     else:
         why = error.strerror or str(error)
     return refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {why}", directory)
