@@ -167,6 +167,7 @@ def test_any_bytes_as_a_payload_are_decoded_or_refused_as_documented(body: bytes
         (b'{"queue":"","message":1}', "queue must be a string of 1 to 256 bytes of UTF-8, got ''"),
         (b'{"queue":"q"}', "queue.publish needs the field 'message'"),
         (b'{"queue":"q","message":1,"prio":1}', "queue.publish knows no field 'prio'"),
+        (b'{"queue":"q","message":1,"\\nprio":1}', "queue.publish knows no field '\\nprio'"),
         (b'{"queue":"q","message":1,"headers":{"a":1}}', "headers"),
         (b"[]", "payload must be an object, got []"),
     ],
@@ -175,6 +176,20 @@ def test_a_refusal_says_what_was_wrong_and_what_would_be_right(body: bytes, word
     with pytest.raises(SynapError) as refused:
         JSON.decode_payload(c.QUEUE_PUBLISH, body)
     assert words in refused.value.message
+
+
+def test_a_refusal_takes_and_says_little_of_what_was_sent() -> None:
+    """With the length of a field's name squared, a request of a megabyte kept the service for a day."""
+    names = ["\n" + " - at `$" * 10_000 + "\n", " - at `$" * 10_000, "\n" * 100_000, "x" * 100_000]
+    for name in names:
+        for codec in CODECS.values():
+            with pytest.raises(SynapError, match=r"kv\.get knows no field") as refused:
+                codec.decode_payload(c.KV_GET, codec.encode({"key": "a", name: 1}))
+            assert len(refused.value.message) + len(refused.value.details["field"]) < 500
+    for name in names:
+        with pytest.raises(SynapError, match="state must be") as refused:
+            JSON.decode_payload(c.QUEUE_PEEK, JSON.encode({"queue": "a", "state": name}))
+        assert len(refused.value.message) < 500
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_known() -> None:

@@ -259,20 +259,20 @@ class Codec:
     def _explain(self, command: c.Command, body: Any, error: msgspec.ValidationError) -> SynapError:
         """Build the error for a validation error: field, the rule of the table, the value."""
         text = str(error)
-        unknown = _UNKNOWN.search(text)
+        unknown = _UNKNOWN.match(text)
         if unknown:
             known = ", ".join(command.payload.__struct_fields__) or "none"
-            field = unknown.group(1)
+            field = unknown.group(1)[:80]
             message = f"{command.name} knows no field {field!r}; its fields are: {known}"
             return SynapError("INVALID_PAYLOAD", message, {"field": field})
-        missing = _MISSING.search(text)
+        missing = _MISSING.match(text)
         if missing:
             field = missing.group(1)
             return SynapError("INVALID_PAYLOAD", f"{command.name} needs the field {field!r}", {"field": field})
-        place = _PLACE.search(text)
-        path = place.group(1) if place else ""
+        before, at, path = text.rpartition(" - at `$")  # a pattern would go over what the caller sent again and again
+        path = path[:-1] if at else ""
         name = path.lstrip(".") or "payload"
-        rule = _rule(command.payload, path) or text[: place.start() if place else None]
+        rule = _rule(command.payload, path) or (before if at else text)[:200]
         try:
             if len(body) > large.LARGE:  # decoding it, or writing it out, takes long
                 raise LookupError
@@ -351,9 +351,8 @@ def _not_finite(command: c.Command, payload: Any, path: str = "") -> SynapError:
     raise AssertionError("every number in it is finite")
 
 
-_UNKNOWN = re.compile(r"unknown field `(.*?)`")
-_MISSING = re.compile(r"missing required field `(.*?)`")
-_PLACE = re.compile(r" - at `\$(.*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*?)`")
 _STEP = re.compile(r"\.([A-Za-z_]\w*)|\[(\d+|\.\.\.)\]")
 _PLAIN = {
     "StrType": "a string",
