@@ -136,6 +136,11 @@ def test_no_step_takes_in_much_of_a_value() -> None:
         assert isinstance(value, str) or run(large.check_msgpack(packed)) >= len(packed) // 16 // large.PARTS // 2
 
 
+def test_numbers_of_many_digits_take_as_long_to_look_at_as_others() -> None:
+    text = b"[%b]" % b",".join([b"1." + b"0" * (large.WINDOW - 400)] * 500)  # it took ten minutes
+    assert run(large.check_json(text)) >= len(text) // large.WINDOW
+
+
 def test_the_end_of_a_value_that_is_cut_short_is_noticed() -> None:
     whole = msgspec.msgpack.encode([{"key": "text", "number": 1.5}] * 3)
     for size in range(1, len(whole)):

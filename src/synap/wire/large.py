@@ -45,7 +45,7 @@ _PIECE = re.compile(
 )
 """A piece of a long string that splits no escape sequence."""
 _NUMBERS = re.compile(rb"-?[0-9][-+.eE0-9]*")
-_TAIL = re.compile(rb"[-+.eE0-9]+\Z")
+_NUMERIC = b"-+.eE0123456789"
 NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 CHANGE = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
 
@@ -109,12 +109,11 @@ def check_json(data: bytes) -> Steps:
         if goes_on:
             end -= len(strings.pop())
         elif end < size:
-            tail = _TAIL.search(rest)  # a number that the next window may continue
-            if tail is not None:
-                if len(tail[0]) == len(window):
-                    raise refuse("$", f"a number may have {WINDOW:,} digits")
-                end -= len(tail[0])
-                rest = rest[: tail.start()]
+            whole = rest.rstrip(_NUMERIC)  # without a number that the next window may continue
+            if not whole:
+                raise refuse("$", f"a number may have {WINDOW:,} digits")
+            end -= len(rest) - len(whole)
+            rest = whole
         depth = _nesting(rest, depth)
         if strings:
             _decoded(b"[%b]" % b",".join(strings))
