@@ -6,7 +6,7 @@ patterns match.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import STEP, Caller, Steps, at_once, in_order, run
@@ -204,16 +204,16 @@ class Topics:
             merged.update(listeners)
         return merged
 
-    def deliver(self, topic: str, item: c.TopicMessage) -> Sequence[int]:
+    def deliver(self, topic: str, item: c.TopicMessage) -> List[int]:
         """Push a message that was published elsewhere to the subscribers of its topic here.
 
         Returns the subscriptions that it ended, since their callers are too slow.
         """
         return self._push(list(self._listeners(topic).values()), item)
 
-    def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> Sequence[int]:
+    def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> List[int]:
         self.published += 1
-        ended: Sequence[int] = ()
+        ended: List[int] = []
         for subscription in subscriptions:
             if subscription.id not in self.subscriptions:
                 continue
@@ -222,7 +222,7 @@ class Topics:
             else:
                 self.drop(subscription)
                 subscription.caller.ended(subscription.id, _too_slow())
-                ended = [*ended, subscription.id]
+                ended.append(subscription.id)
         return ended
 
     def drop(self, subscription: TopicSubscription) -> None:
