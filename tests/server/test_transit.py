@@ -192,6 +192,35 @@ def test_nobody_ends_for_what_was_ended_and_is_not_closed_yet() -> None:
     asyncio.run(work())
 
 
+def test_very_many_are_ended_without_a_look_at_all_for_each() -> None:
+    looks = 0
+
+    class Looked(HoldingConnection):
+        def __hash__(self) -> int:
+            nonlocal looks
+            looks += 1
+            return id(self)
+
+    async def work() -> None:
+        several = [Looked(size << 10) for size in range(2000)]
+        service = SimpleNamespace(
+            config=SimpleNamespace(transit_limit=1 << 20),
+            host=SimpleNamespace(memory_limit=None, working_on=0, set_aside=lambda size: None),
+            connections=set(several),
+            listeners=(),
+        )
+        transit = Transit(service)  # type: ignore[arg-type]
+        transit.look()
+        ended = [one for one in several if one.aborts]
+        assert several[-len(ended) :] == ended  # those that held most
+        assert sum(one.size for one in several if not one.aborts) <= 1 << 20
+        assert looks < 50 * len(several)
+        service.connections.clear()
+        transit.look()
+
+    asyncio.run(work())
+
+
 async def test_a_tls_connection_that_was_closed_twice_can_be_measured_and_ended(tmp_path: Path) -> None:
     """asyncio's own transport of one has no answer then, and doesn't end it."""
     authority = Authority(tmp_path)

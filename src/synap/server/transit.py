@@ -83,14 +83,13 @@ class Transit:
         working = self._service.host.working_on + sum(self.working.values())
         total = working + sum(held.values())
         whole = working + sum(listed.values())  # what is ended holds its bytes until it is closed
-        while total > self.limit and held:
-            most = max(held, key=lambda one: held[one])
-            if not held[most]:
+        for one in sorted(held, key=held.__getitem__, reverse=True) if total > self.limit else ():
+            if total <= self.limit or not held[one]:
                 break
-            total -= held.pop(most)
+            total -= held[one]
             self.ended["too_much"] += 1
-            self._ending.add(most)
-            _end(most)
+            self._ending.add(one)
+            _end(one)
         if self._ending and not self._again:
             # Ended connections are still listed until the event loop has closed them. Others must not end for them.
             self._again = True
