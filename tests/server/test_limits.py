@@ -137,6 +137,28 @@ def test_limits_are_for_what_a_caller_has_of_an_address(address: str, limited: s
     assert Keys(ServerConfig(), Clock()).admit(None, address).name == limited
 
 
+def test_a_key_is_found_among_many_without_a_look_at_each() -> None:
+    """Each connection's key is looked for when keys are read again."""
+    compared = 0
+
+    class Digest(bytes):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return bytes.__eq__(self, other)  # type: ignore[arg-type]
+
+        __hash__ = bytes.__hash__
+
+    keys = Keys(ServerConfig(api_keys=[f"key number {number}" for number in range(1000)]), Clock())
+    access = keys.admit("key number 999", "10.0.0.1")
+    access.digest = Digest(access.digest)  # type: ignore[arg-type]
+    found = keys.find(access)
+    assert found is not None
+    assert (found.name, compared <= 3) == (access.name, True)
+    keys.reload()
+    assert keys.admit("key number 999", "10.0.0.1").name == access.name
+
+
 def test_another_address_of_the_same_network_has_no_more_guesses() -> None:
     keys = Keys(ServerConfig(api_keys=["right"]), Clock())
     for number in range(20):

@@ -8,6 +8,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from synap.errors import AuthenticationError
 from synap.server import keyfile
@@ -43,7 +44,8 @@ class Keys:
         self._secret = os.urandom(32)
         self._guesses = Rates(GUESSES, clock)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._secrets: list[tuple[bytes, Access]] = []
+        self._secrets: dict[Any, Access] = {}
+        """By its digest: the access of each key without a name."""
         self._numbered = 0
         """Keys without names that were numbered so far."""
         self.version = 0
@@ -61,21 +63,20 @@ class Keys:
             admins += keyfile.read_secrets(config.admin_key_file)
         named = {} if config.keys_file is None else keyfile.read(config.keys_file)
         keys = [*((key, False) for key in plain if key not in admins), *((key, True) for key in admins)]
-        self._secrets = [self._numbered_key(key, admin) for key, admin in keys]
+        self._secrets = dict([self._numbered_key(key, admin) for key, admin in keys])
         if any(len(key) < keyfile.LEAST for key, _ in keys):
             log.warning("a key has fewer than %d characters and may be guessed: `synap keys new`", keyfile.LEAST)
-        self._named = named
+        self._named: dict[Any, Access] = named
         self._seen = seen
         self.version += 1
 
     def _numbered_key(self, key: str, admin: bool) -> tuple[bytes, Access]:
         """Return the digest and the access of a key without a name; its number stays its own while others go."""
         digest = self._digest(key)
-        name = next((access.name for known, access in self._secrets if known == digest), None)
-        if name is None:
-            name = f"key {self._numbered}"
+        known = self._secrets.get(digest)
+        if known is None:
             self._numbered += 1
-        return digest, Access(name, admin, digest=digest)
+        return digest, Access(f"key {self._numbered - 1}" if known is None else known.name, admin, digest=digest)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         stamps: list[tuple[int, int, int] | None] = []
@@ -101,8 +102,7 @@ class Keys:
 
     def find(self, access: Access) -> Access | None:
         """Return what the key that `access` was given for is allowed now; None where the key is gone."""
-        accesses = [*(one for _, one in self._secrets), *self._named.values()]
-        return next((one for one in accesses if one.digest == access.digest), None)
+        return self._named.get(access.digest) or self._secrets.get(access.digest)
 
     def admit(self, key: str | None, address: str, certified: str | None = None) -> Access:
         """Return the access of a caller with this key, or this name in its certificate; raises `UNAUTHORIZED`.
@@ -144,7 +144,7 @@ class Keys:
         found = self._named.get(keyfile.digest(key)) if self._named else None
         if self._secrets:
             digest = self._digest(key)
-            for known, access in self._secrets:
+            for known, access in self._secrets.items():
                 if hmac.compare_digest(known, digest):
                     found = access
         return found
