@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import shlex
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from synap.server.settings import OPTIONS
+from synap.server import sockets
+from synap.server.settings import OPTIONS, ServerConfig
 from synap.storage import backup, open_host
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
@@ -413,3 +416,14 @@ def test_all_lanes_speak_tls_on_the_one_port(serve: Serve, certificate: tuple[st
         bare.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" not in read_all(bare)
     assert server.stop() == 0
+
+
+def test_a_machine_without_the_address_s_family_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(family: int, kind: int) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    config = ServerConfig(host="::1", port=0)
+    monkeypatch.setattr(socket, "socket", unsupported)
+    with pytest.raises(OSError, match=os.strerror(errno.EAFNOSUPPORT)) as refused:
+        sockets.listen(config)
+    assert "can't listen on ::1" in sockets.why_not_listening(config, refused.value)

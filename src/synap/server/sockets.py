@@ -41,6 +41,8 @@ def listen(config: ServerConfig) -> list[socket.socket]:
             port = opened.getsockname()[1]
             opened.listen(4096)
             opened.setblocking(False)
+        if not sockets:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     except OSError:
         for opened in sockets:
             opened.close()
