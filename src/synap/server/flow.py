@@ -192,9 +192,9 @@ class FlowSession(Session):
         """Resume paused subscriptions. A turn of its own."""
         if self.stalled or self.closed or not self._lagging:
             return
-        lagging, self._lagging = self._lagging, set()
         host = self.host
-        for subscription_id in lagging:
+        while self._lagging and self.has_room() and not self.closed:  # else some are paused again
+            subscription_id = self._lagging.pop()
             if subscription_id in self.subscriptions:
                 host.resume(self, subscription_id)
         host.end_turn()
