@@ -273,3 +273,27 @@ def test_a_durable_subscription_is_that_of_its_name_after_a_deletion_that_was_un
     subscribe(world, newer, name="n")
     assert [error.code for error in older.ends.values()] == ["SUPERSEDED"]
     assert len(world.engine.streams.by_name["r"].subscriptions) == 1
+
+
+def test_a_batch_that_fails_moves_the_events_of_a_full_room_a_few_times_not_once_for_each() -> None:
+    class Moved(List[Any]):
+        times = 0
+
+        def __setitem__(self, place: Any, events: Any) -> None:
+            before = len(self)
+            super().__setitem__(place, events)
+            self.times += len(self) != before
+
+    values: List[Any] = [b"%d" % number for number in range(1500)]
+    world = World(limits=Limits(room_events=1000))
+    for number in range(1500):
+        world(c.StreamPublish("r", "e", values[number]))
+    room = world.engine.streams.by_name["r"]
+    room.events = moved = Moved(room.events)
+    before = world(c.StreamHistory("r", limit=2000))
+    for count in (1, 10, 124, 125, 126, 500, 1100, 3000):
+        outcomes = world.batch(*[c.StreamPublish("r", "e", values[0])] * count, c.QueueAck("q", "x"), atomic=True)
+        assert outcomes[-1] == "QUEUE_NOT_FOUND"
+        assert world(c.StreamHistory("r", limit=2000)) == before
+    assert moved.times < 100
+    assert world(c.StreamPublish("r", "e", values[0])).offset == 1500

@@ -97,9 +97,13 @@ class Room:
 
     def untrim(self, events: List[c.EventAnswer]) -> None:
         """Undo `trim`."""
-        self.base += self.first - len(events)
-        self.events[: self.first] = events
-        self.first = 0
+        if self.first < len(events):  # they were removed in bulk; more may come back, and each time takes long
+            spare = len(events) + (len(self.events) >> 3)
+            self.events[:0] = events[:1] * spare
+            self.base -= spare
+            self.first += spare
+        self.first -= len(events)
+        self.events[self.first : self.first + len(events)] = events
         self.used += events_cost(events)
 
     def skip_to(self, offset: int) -> None:
