@@ -179,6 +179,32 @@ async def test_the_lines_of_many_batches_are_written_in_turns_each(
     assert len(audit_lines(path)) == 20 * 200
 
 
+async def test_who_watches_the_figures_is_told_though_that_had_to_wait(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    place = inside.service(ServerConfig(audit_log=str(path)))
+    host: Any = place.host
+    watch = json.dumps({"command": "admin.watch"})
+
+    async def held_back(socket: Any) -> None:
+        host.busy = host.jobs.exclusive = True
+        await socket.send(watch)
+        while not host.jobs.waiting:
+            await asyncio.sleep(0)
+
+    async with inside.running(place) as port:
+        async with connect_async(f"ws://127.0.0.1:{port}/api/v1/ws", proxy=None) as socket:
+            await held_back(socket)
+            host.jobs.exclusive = False
+            host.work()
+            assert json.loads(await socket.recv())["success"]
+            assert [(line["what"], line["outcome"]) for line in audit_lines(path)] == [("admin.watch", "ok")]
+            await held_back(socket)
+        while host.jobs.waiting:
+            await asyncio.sleep(0)
+    assert not place.awaited
+    place.watch.stop()
+
+
 async def post(port: int, body: object) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()

@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Any
 
 from synap.commands import Command, Item
-from synap.engine.callers import until
+from synap.engine.callers import Number, until
 from synap.errors import SynapError, http_status
-from synap.host import ANSWER
+from synap.host import ANSWER, Output
 from synap.server.apart import PIECES, Encoded, Pieces
 from synap.server.auth import gone, signed_out
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
@@ -273,6 +273,14 @@ class _Conversation(QueuedSession):
 
     def lane_name(self) -> str:
         return "websocket"
+
+    def deliver(self, output: list[Output]) -> None:
+        if self.service.awaited:
+            self.service.record_outcomes(self, output)
+        super().deliver(output)
+
+    def dropped(self, number: Number) -> None:
+        self.service.awaited.pop((self, number), None)
 
     def render_answer(self, number: Any, answer: Any) -> Any:
         subscription_id = getattr(answer, "subscription_id", None)
