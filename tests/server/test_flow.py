@@ -44,7 +44,7 @@ def test_of_many_paused_subscriptions_only_those_are_resumed_that_there_is_room_
         while place.turns:
             await asyncio.sleep(0)
         caller.frames()
-        place.host.resume = counted  # type: ignore[method-assign]
+        place.host.resume = counted  # type: ignore[assignment, method-assign]
         data = os.urandom(30_000).hex()
         line(place).receive(request(1, "stream.publish", room="r", event_type="e", data=data))
         got: list[int] = []

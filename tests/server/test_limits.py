@@ -145,7 +145,7 @@ def test_a_key_is_found_among_many_without_a_look_at_each() -> None:
         def __eq__(self, other: object) -> bool:
             nonlocal compared
             compared += 1
-            return bytes.__eq__(self, other)  # type: ignore[arg-type]
+            return bytes.__eq__(self, other)
 
         __hash__ = bytes.__hash__
 

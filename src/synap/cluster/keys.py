@@ -17,6 +17,7 @@ from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.keystore import check_key
 from synap.engine.keyvalue import HIDDEN, exclusive, one_key
 from synap.engine.values import integer
+from synap.errors import SynapError
 
 PIECE = 500
 """Keys that one call changes."""
