@@ -129,6 +129,18 @@ async def test_headers_must_be_strings(client: AsyncSynapClient, name: str) -> N
     assert "headers" in caught.value.message
 
 
+async def test_a_message_has_at_most_128_headers_of_its_own(client: AsyncSynapClient, name: str) -> None:
+    headers = {f"h{number}": "" for number in range(128)}
+    with pytest.raises(SynapError) as caught:
+        await client.queue.publish(name, 1, headers={**headers, "one": "more"})
+    assert caught.value.code == "INVALID_PAYLOAD"
+    await client.queue.publish(name, 1, headers={**headers, "x-dead-letter-reason": "of an earlier life"})
+    await client.queue.nack(name, (await take(client, name)).message_id, requeue=False)
+    letter = await take(client, f"{name}.dlq")
+    assert headers.items() < letter.headers.items()
+    await client.queue.publish(name, 1, headers=letter.headers)
+
+
 @pytest.mark.parametrize("queue", ["", "q" * 257], ids=["empty", "long"])
 async def test_a_queue_name_that_is_empty_or_too_long_is_refused(client: AsyncSynapClient, queue: str) -> None:
     for call in (client.queue.publish(queue, 1), client.queue.consume(queue), client.queue.stats(queue)):

@@ -15,7 +15,7 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
 from synap.engine.limits import check_name
-from synap.engine.queues import left_its_state, no_message, queue_full
+from synap.engine.queues import check_headers, left_its_state, no_message, queue_full
 from synap.engine.queuestore import SUFFIX, check_queue, new_rules, no_queue
 
 PIECE = 500
@@ -151,6 +151,7 @@ class Queues(Facility):
 
     def publish(self, p: c.QueuePublish, request: Request) -> Asked:
         check_name("queue", p.queue)
+        check_headers(p.headers or {})
         body = encode((p.headers or None, p.message))
         delay = b"%d" % round(p.delay * 1000) if p.delay else b"0"
         return self._publishes.ask(p.queue, Publishing(request, (b"%d" % p.priority, delay, body), p))

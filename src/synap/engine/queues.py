@@ -148,8 +148,7 @@ class Queues:
         growth = len(value) + MESSAGE_COST
         if p.headers:
             growth += headers_cost(p.headers)
-            if len(p.headers) > c.MAX_HEADERS:
-                _check_headers(p.headers)
+            check_headers(p.headers)
         store = self.store
         queue = self.queues.get(p.queue)
         if queue is None:
@@ -327,9 +326,9 @@ class Queues:
         return c.RedrivenAnswer(redriven)
 
 
-def _check_headers(headers: Dict[str, str]) -> None:
-    own = sum(not name.startswith(LETTER) for name in headers)
-    if own > c.MAX_HEADERS:
+def check_headers(headers: Dict[str, str]) -> None:
+    """Refuse too many headers; those that are added to a dead letter don't count."""
+    if len(headers) > c.MAX_HEADERS and (own := sum(not name.startswith(LETTER) for name in headers)) > c.MAX_HEADERS:
         raise invalid("headers", f"at most {c.MAX_HEADERS} strings named by strings ({LETTER}… not counted)", own)
 
 
