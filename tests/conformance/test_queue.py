@@ -153,6 +153,34 @@ async def test_a_queue_name_that_is_empty_or_too_long_is_refused(client: AsyncSy
 # ---- delay
 
 
+async def test_a_queue_has_a_name_that_its_dead_letters_can_be_named_after(client: AsyncSynapClient, name: str) -> None:
+    queue = name + "q" * (256 - len(name))
+    await client.queue.consume(name, 0.01)  # from now on a consume of a cluster waits without asking first
+    for refused in (
+        client.queue.publish(queue, 1),
+        client.queue.consume(queue),
+        client.queue.consume(queue, 0.01),
+        client.queue.consume_many([queue]),
+        client.queue.create(queue),
+    ):
+        with pytest.raises(SynapError) as caught:
+            await refused
+        assert caught.value.code == "INVALID_PAYLOAD"
+        assert ".dlq must fit behind it" in caught.value.message
+    publish = {"command": "queue.publish", "payload": {"queue": queue, "message": 1}}
+    (outcome,) = await client.batch([publish], atomic=True)
+    assert outcome.error is not None
+    assert outcome.error["message"] == caught.value.message
+    assert queue not in await client.queue.list()
+    assert await client.queue.create(queue, dead_letter=False)
+    assert not await client.queue.create(queue, max_retries=0)
+    with pytest.raises(SynapError) as caught:
+        await client.queue.create(queue, dead_letter=True)
+    assert caught.value.code == "INVALID_PAYLOAD"
+    await client.queue.publish(queue, 1)
+    assert (await client.queue.nack(queue, (await take(client, queue)).message_id)).action == "requeued"
+
+
 async def test_a_delayed_message_is_held_back(client: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, "later", delay=500)
     await client.queue.publish(name, "now")

@@ -18,7 +18,7 @@ from synap.engine.keystore import no_key
 from synap.engine.keyvalue import no_integer
 from synap.engine.limits import Limits
 from synap.engine.queues import no_message, queue_full
-from synap.engine.queuestore import no_queue
+from synap.engine.queuestore import check_queue, no_queue
 from synap.engine.streams import no_room
 from synap.errors import SynapError
 
@@ -75,6 +75,11 @@ def explain(refused: Refused, payload: Any) -> SynapError:
         return no_room(name)
     if code == "MESSAGE_NOT_FOUND":
         return no_message(name, payload.message_id, refused.text)
+    if code == "INVALID_PAYLOAD":
+        try:
+            check_queue(max([name] if name else payload.queues, key=lambda one: len(one.encode())), True)
+        except SynapError as error:
+            return error
     if code == "QUEUE_FULL":
         return queue_full(name, int(refused.text), int(refused.text))
     if code == "WRONG_TYPE":

@@ -92,7 +92,7 @@ class Line:
                     len(self.waiters),
                     known=known,
                 )
-            except SynapError as error:
+            except (SynapError, Refused) as error:
                 for waiter in some:
                     self.leave(waiter)
                     waiter.result.finish(error=error)

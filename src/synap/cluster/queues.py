@@ -16,7 +16,7 @@ from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
 from synap.engine.limits import check_name
 from synap.engine.queues import check_headers, left_its_state, no_message, queue_full
-from synap.engine.queuestore import SUFFIX, check_queue, new_rules, no_queue
+from synap.engine.queuestore import SUFFIX, no_queue
 
 PIECE = 500
 """Dead letters that one call puts back."""
@@ -87,7 +87,7 @@ class Queues(Facility):
 
     async def create(self, p: c.QueueCreate, request: Request) -> c.CreatedAnswer:
         """Make a queue; of one that is there, change what is given."""
-        check_queue(p.queue, new_rules(p.queue, p.config).dead_letter)
+        check_name("queue", p.queue)
         inc = b"%016x" % random.getrandbits(64)
         (made,) = await self._whole(request, "syn_q_create", p.queue, inc, *rules(p.config))
         return c.CreatedAnswer(True, bool(made))

@@ -68,6 +68,9 @@ local function inc_of(h)
   return text and select(4, frame(text))
 end
 
+-- Whether a name is too long for '.dlq' to fit behind it.
+local function too_long(name) return #name > 252 and string.sub(name, -4) ~= '.dlq' end
+
 local function make(h, names, name, inc)
   local letters = string.sub(name, -4) == '.dlq'
   local s, f = struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(100000, 30000, 0, inc)

@@ -50,11 +50,15 @@ local function settle_one(b, l, inc, message, lease, kin, time)
 end
 
 -- K qh qb qr qd qw Q QD, memories…   A (memory's place in K or 0, request, retried, priority, delay ms, headers and
--- value)…   -> {for each 'P<inc> <id> <position>'}, or 'F<max_depth>' where the queue is full
+-- value)…   -> {for each 'P<inc> <id> <position>'}, or 'F<max_depth>' where the queue is full; all are refused where it would
+-- have to be made and `too_long` says no
 change('syn_q_publish', function(K, A)
   local time, answers = now(), {}
   local h = call('HMGET', K[1], 's', 'f')
-  if not h[1] then h = make(K[1], K[6], name_of(K[1]), new_inc(K[1])) end
+  if not h[1] then
+    if too_long(name_of(K[1])) then return fail('INVALID_PAYLOAD') end
+    h = make(K[1], K[6], name_of(K[1]), new_inc(K[1]))
+  end
   local number, count, due, lease, con, ack = counts(h[1])
   local depth, _, wait, inc = frame(h[2])
   if SHORT_CUTS and #A == 6 and A[5] == '0' and count < depth and not known(K, A, 1) then
@@ -221,7 +225,10 @@ change('syn_q_consume', function(K, A)
   if gateway and seen ~= '' and not (there and seen == select(4, frame(h[2]))) then return {'gone'} end
   if not there then
     for a = 2, #A, 8 do
-      if not h[1] and ((A[a + 6] or '') == '' or known(K, A, a)) then h = make(K[1], K[6], name_of(K[1]), new_inc(K[1])) end
+      if not h[1] and ((A[a + 6] or '') == '' or known(K, A, a)) then
+        if too_long(name_of(K[1])) then return fail('INVALID_PAYLOAD') end
+        h = make(K[1], K[6], name_of(K[1]), new_inc(K[1]))
+      end
     end
     if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, '')} end   -- all are refused
   end

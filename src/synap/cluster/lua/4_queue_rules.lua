@@ -8,7 +8,11 @@ end
 
 -- A … queue, inc of a new one, then (rule, value)… for what is given   -> {made}
 write('syn_q_create', function(K, A)
-  local made = 1 - call('EXISTS', K[4])
+  local made, letters = 1 - call('EXISTS', K[4]), call('HGET', K[4], 'dl') or '1'
+  for a = 5, #A, 2 do
+    if A[a] == 'dl' then letters = A[a + 1] end
+  end
+  if letters == '1' and too_long(A[3]) then return fail('INVALID_PAYLOAD') end
   if made == 1 then make(K[4], K[2], A[3], A[4]) end
   for a = 5, #A, 2 do
     if A[a] == 'md' or A[a] == 'ad' then
