@@ -88,6 +88,9 @@ async def client(one_node: ThrowawayCluster) -> AsyncIterator[AsyncSynapClient]:
         (lambda p: p.queue.list(), "can't be part of an atomic batch"),
         (lambda p: p.stream.rooms(), "can't be part of an atomic batch"),
         (lambda p: p.pubsub.publish("t", 1), "can't be part of an atomic batch"),
+        (lambda p: p.pubsub.topics(), "can't be part of an atomic batch"),
+        (lambda p: p.pubsub.topics("a"), "can't be part of an atomic batch"),
+        (lambda p: p.pubsub.stats(), "can't be part of an atomic batch"),
         (lambda p: (p.stream.publish("r", "e", 1), p.stream.history("r")), "can't follow stream.publish"),
     ],
 )

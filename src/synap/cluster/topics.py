@@ -196,6 +196,7 @@ class Topics(Facility):
         Running(self._change(number, [])).start()  # where that fails, `alive` repairs it later
 
     async def topics(self, p: c.PubSubTopics, request: Request) -> c.TopicsAnswer:
+        self.alone("pubsub.topics")
         if p.pattern is not None:
             check_pattern(p.pattern)
         await self._read(self.mirror.number)
@@ -205,6 +206,7 @@ class Topics(Facility):
 
     async def stats(self, p: c.PubSubStats, request: Request) -> c.PubSubStatsAnswer:
         """Subscriptions and patterns are those of all gateways; what was published and delivered is this one's."""
+        self.alone("pubsub.stats")
         await self._read(self.mirror.number)
         return c.PubSubStatsAnswer(
             len(self.mirror.fields), len(self.mirror.patterns), self.published, self.here.delivered
