@@ -146,6 +146,18 @@ async def test_an_atomic_batch_does_all(client: AsyncSynapClient, name: str) -> 
     assert (await client.queue.stats(name)).depth == 1
 
 
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_batch_reads_the_figures_of_dead_letters(client: AsyncSynapClient, name: str, atomic: bool) -> None:
+    await client.queue.publish(name, "dies")
+    message = await client.queue.consume(name, timeout=PATIENCE)
+    assert message is not None
+    await client.queue.nack(name, message.message_id, requeue=False)
+    stats = command("queue.stats", queue=f"{name}.dlq")
+    both = await client.batch([command("queue.publish", queue=name, message="lives"), stats], atomic=atomic)
+    alone = await client.batch([stats], atomic=atomic)
+    assert [one.payload["depth"] for one in (both[1], alone[0]) if one.payload is not None] == [1, 1]
+
+
 async def test_an_atomic_batch_that_fails_changes_nothing(client: AsyncSynapClient, name: str) -> None:
     await client.kv.set(f"{name}:old", "old", ttl=600)
     await client.kv.set(f"{name}:n", 5)

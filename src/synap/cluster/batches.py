@@ -118,10 +118,13 @@ async def run_atomic(
         else:
             for call, answer in zip(calls, answers[1:]):
                 call.finish(answer)
-    if broken is None:
-        return c.BatchAnswer([c.BatchOutcome("success", await run) for run in runs])
-    for run in runs:
+    under_way = [run for run in runs if not run.done]
+    for run in under_way:
         run.cancel()
+    if broken is None:
+        if under_way:  # what it asks now isn't sent
+            raise RuntimeError("a command of an atomic batch asks again once it is answered")
+        return c.BatchAnswer([c.BatchOutcome("success", await run) for run in runs])
     return aborted(len(items), *broken)
 
 
