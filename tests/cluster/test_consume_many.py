@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, List
 
+import pytest
+
+from synap import AsyncSynapClient, SynapError
 from synap import commands as c
+from synap.cluster import functions
+from synap.cluster.memory import Request
 from synap.cluster.queues import Delivery
 from synap.cluster.running import Running
 from synap.cluster.waiting import MOST_BYTES
+from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking, result
 
 MEGABYTE = 1024 * 1024
@@ -84,3 +90,58 @@ async def test_a_page_of_large_messages_ends_early_and_says_that_there_are_more(
         sizes.append(len(page.messages))
         after, more = page.messages[-1].message_id, page.has_more
     assert (seen, sizes) == ([65 + number for number in range(FULL + 3)], [FULL, 3])
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_large_dead_letters_are_put_back_in_several_calls(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """400 of 1 MB in one stopped their node for two seconds, and were 400 MB in one go for its replica."""
+    queues = asking.host.facilities.queues
+    await publish(asking, "q", [b"0"])
+    await publish(asking, "q.dlq", [large(number) for number in range(2 * FULL + 3)])
+    ids: List[str] = []
+    while len(ids) < 2 * FULL:
+        page = c.QueuePeek("q.dlq", "ready", ids[-1] if ids else None)
+        ids += [m.message_id for m in (await result(Running(queues.peek(page, asking.request())).start())).messages]
+    calls: List[str] = []
+    whole = queues._whole
+
+    def noted(request: Any, function: str, *arguments: Any) -> Any:
+        calls.append(function)
+        return whole(request, function, *arguments)
+
+    monkeypatch.setattr(queues, "_whole", noted)
+    payload = c.QueueRedrive("q", message_ids=ids[::-1] if named else None)
+    wanted = len(ids) if named else 2 * FULL + 3
+    first = asking.request()
+    for tries in (1, 2):
+        request = Request(first.session, first.number, b"1" if tries == 2 else b"", first.kin)
+        assert (await result(Running(queues.redrive(payload, request)).start())).redriven == wanted
+        assert calls.count("syn_q_redrive") == tries * -(-wanted // FULL)
+    depth, *_ = await result(queues.tend("syn_q_stats", "q"))
+    assert depth == 1 + wanted
+
+
+async def test_an_atomic_batch_puts_back_all_dead_letters_or_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = functions.SOURCE.replace(b"BYTES = 8388608", b"BYTES = 1000").replace(
+        b"LETTERS = 67108864", b"LETTERS = 9000"
+    )
+    monkeypatch.setattr(functions, "SOURCE", source)
+    with ThrowawayCluster() as cluster:
+        async with AsyncSynapClient(url=cluster.url, engine={"durability": "none"}) as client:
+            await client.queue.create("q")
+            for _ in range(9):
+                await client.queue.publish("q.dlq", "x" * 900)
+            async with client.pipeline(atomic=True) as pipeline:
+                pipeline.queue.redrive("q")
+            for _ in range(12):
+                await client.queue.publish("q.dlq", "x" * 900)
+            async with client.pipeline(atomic=True) as pipeline:
+                refused = pipeline.queue.redrive("q")
+            with pytest.raises(SynapError, match="at most 9000 bytes"):
+                refused.result()
+            assert [(await client.queue.stats(name)).depth for name in ("q", "q.dlq")] == [9, 12]
+            assert await client.queue.redrive("q") == 12

@@ -36,6 +36,7 @@ def in_the_library(pattern: str) -> int:
         ("is given up after {:.0f} s, if its node answers on another", watch.DEAD),
         ("At most {:,} commands", batches.MOST),
         ("commands, {:,} changes", in_the_library(r"CHANGES = (\d+)")),
+        ("puts back {} MiB", in_the_library(r"LETTERS = (\d+)") // 1024**2),
         ("{:,} calls (`kv.mget` makes one for each key)", batches.MOST_CALLS),
         ("{} MiB of answers", in_the_library(r"ANSWERS = (\d+)") // 1024**2),
         ("values beyond {} MiB", keys.MOST_BYTES // 1024**2),

@@ -18,8 +18,8 @@ from synap.engine.limits import check_name
 from synap.engine.queues import check_headers, left_its_state, no_message, queue_full
 from synap.engine.queuestore import SUFFIX, no_queue
 
-PIECE = 500
-"""Dead letters that one call puts back."""
+PIECE, CUT = 500, 2
+"""Dead letters that one call puts back, and what it answers where their bodies were too large together for that."""
 PUBLISH = (b"qh", b"qb", b"qr", b"qd", b"qw", b"Q", b"QD")
 CONSUME = (b"qh", b"qb", b"qr", b"ql", b"qw", b"Q", b"QD")
 ACK = (b"qh", b"qb", b"ql")
@@ -202,6 +202,8 @@ class Queues(Facility):
             total += count
             left -= count
             number += 1
+            if more == CUT and named is not None:
+                named = some + named  # those that are back already are passed over
             if not more and not named:
                 break
         return c.RedrivenAnswer(total)

@@ -101,7 +101,11 @@ local function chosen(letters, A, count)
   return ids
 end
 
--- A … queue, most, then the ids of those that are meant, or none for all   -> {put back, 1 where there are more}
+local LETTERS = 67108864  -- bytes of dead letters that an atomic batch puts back
+
+-- A … queue, most, then the ids of those that are meant, or none for all   -> {put back, 1 where there are more, 2
+-- where not all that are meant were looked at, since the bodies of those before are BYTES}. An atomic batch has no request, and
+-- puts back all.
 write('syn_q_redrive', function(K, A)
   local q, letters = both(K, A[3])
   local time, h = now(), head(q.h)
@@ -110,15 +114,18 @@ write('syn_q_redrive', function(K, A)
   if ready == 0 then return {0, 0} end
   if room <= 0 then return fail('QUEUE_FULL', whole(h.depth)) end
   local count = math.min(ready, room, tonumber(A[4]))
-  local ids = chosen(letters, A, count)
+  local ids, bytes, done = chosen(letters, A, count), 0, 0
   for _, letter in ipairs(ids) do
+    if A[1] ~= '' and bytes >= BYTES then break end
+    if bytes >= LETTERS then return fail('INVALID_REQUEST', 'an atomic batch on a cluster puts back at most ' .. LETTERS .. ' bytes') end
     call('ZREM', letters.r, letter)
     local _, rest = parts(call('HGET', letters.b, letter))
+    bytes, done = bytes + #rest, done + 1
     finish(letters, letter)
     local id = add(q, time, string.sub(letter, -1), 'P', rest)
     enter(q, id, place(id))
   end
-  return {#ids, (ready > count and room > count) and 1 or 0}
+  return {done, done < #ids and 2 or ready > count and room > count and 1 or 0}
 end)
 
 -- A … queue   -> {purged}
