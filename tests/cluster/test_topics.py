@@ -271,3 +271,25 @@ async def test_a_gateway_that_died_with_many_subscriptions_is_taken_out_in_sever
     await result(Running(topics.alive()).start())
     assert await asking.command("", "HKEYS", table) == [b"lives 1"]
     assert await matched(asking, "t") == 1
+
+
+async def test_a_lost_registry_is_entered_anew_once_however_often_a_gateway_says_that_it_is_alive(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than from one sign of life to the next where there are many subscriptions."""
+    topics, caller, entered = topics_of(asking), Caller(), []
+    for number in range(20):
+        await result(Running(topics.subscribe(c.PubSubSubscribe([f"t{number}"]), caller)).start())
+    for key in topics._registry():
+        await asking.command("", "DEL", key)
+    enter = topics._enter
+
+    async def noted(subscription: Any) -> None:
+        entered.append(subscription.id)
+        await enter(subscription)
+
+    monkeypatch.setattr(topics, "_enter", noted)
+    for alive in [Running(topics.alive()).start() for _ in range(3)]:
+        await result(alive)
+    assert sorted(entered) == sorted(caller.subscriptions)
+    assert len((await result(Running(topics.topics(c.PubSubTopics(), asking.request())).start())).topics) == 20

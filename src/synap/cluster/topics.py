@@ -114,6 +114,7 @@ class Topics(Facility):
         self.here = local.Topics(core)
         self.published = 0
         self._reading = Lock()
+        self._repairing = False
         self._reads = 0
         """Reads of the registry that are over."""
         self._next = count(1).__next__
@@ -262,17 +263,25 @@ class Topics(Facility):
             more = 1
             while more:
                 number, more = await self.link.call(0, "syn_p_alive", self._registry(), (self.gateway, b"%d" % ALIVE))
-            if number < self.mirror.number:
-                self.mirror.number = 0
-            await self._read(0)
-            known = {field for field in self.mirror.fields if field.startswith(self.gateway + b" ")}
-            mine = {self.gateway + b" %d" % id: here for id, here in self.here.subscriptions.items()}
-            for field in known - set(mine):
-                await self._change(int(field.partition(b" ")[2]), [])
-            for field in set(mine) - known:
-                await self._enter(mine[field])
+            if not self._repairing:  # else the same changes would be made twice
+                self._repairing = True
+                try:
+                    await self._repair(number)
+                finally:
+                    self._repairing = False
         except SynapError:
             pass  # the next sign of life tries again
+
+    async def _repair(self, number: int) -> None:
+        if number < self.mirror.number:
+            self.mirror.number = 0
+        await self._read(0)
+        known = {field for field in self.mirror.fields if field.startswith(self.gateway + b" ")}
+        mine = {self.gateway + b" %d" % id: here for id, here in self.here.subscriptions.items()}
+        for field in known - set(mine):
+            await self._change(int(field.partition(b" ")[2]), [])
+        for field in set(mine) - known:
+            await self._enter(mine[field])
 
     def received(self, packed: bytes) -> None:
         """Push a message to the subscriptions here."""
