@@ -45,9 +45,10 @@ class Sweeper:
             for call in settled:
                 await self._tried(call)
             for _ in range(min(SLOW, places.count)):
-                if names[self._partition] is not None:
-                    await self._slow(self._partition)
-                self._partition = (self._partition + 1) % places.count
+                partition = self._partition
+                self._partition = (partition + 1) % places.count  # the next round is not to end here, too
+                if names[partition] is not None:
+                    await self._slow(partition)
         except SynapError:
             pass  # the next round tries again
 
