@@ -162,6 +162,30 @@ def test_a_peer_that_takes_nothing_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
+def test_nothing_follows_what_was_sent_in_part(tls: bool) -> None:
+    """The peer would read it as the rest of that."""
+    given_up, heard = threading.Event(), {0}
+
+    def slow(sock: socket.socket) -> None:
+        given_up.wait(PATIENCE)
+        data = b"\0"
+        while data:
+            heard.update(data)
+            data = sock.recv(65536)
+
+    with Peer(slow, tls) as peer:
+        stream = connect(peer.port, tls=tls)
+        with pytest.raises(TimeoutError):
+            stream.send(bytes(50_000_000), soon(0.1))
+        with pytest.raises(OSError, match=r"pipe|reset|closed"):
+            stream.send(b"next", soon(0.1))
+        given_up.set()
+        peer.thread.join(PATIENCE)
+        stream.abort()
+    assert heard == {0}
+
+
+@pytest.mark.parametrize("tls", [False, True])
 def test_aborting_wakes_who_waits(tls: bool) -> None:
     ends: List[object] = []
 

@@ -149,16 +149,20 @@ class Stream:
 
     def _send(self, data: bytes, deadline: float) -> None:
         rest = memoryview(data)
-        while True:
-            try:
-                sent = self.socket.send(rest)
-            except BlockingIOError:
-                sent = 0
-            if sent == len(rest):
-                return
-            rest = rest[sent:]
-            if not self._writable.wait(deadline):
-                raise TimeoutError("the peer takes no more")
+        try:
+            while True:
+                try:
+                    sent = self.socket.send(rest)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(rest):
+                    return
+                rest = rest[sent:]
+                if not self._writable.wait(deadline):
+                    raise TimeoutError("the peer takes no more")
+        except BaseException:  # a signal handler's, too
+            self.interrupt()  # a part has left, maybe: what came behind it would be read as its rest
+            raise
 
     def _receive(self, max_bytes: int, deadline: float) -> bytes:
         while True:
