@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from typing import Any, AsyncIterator
 
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, ConnectionError
 from synap.testing import ThrowawayServer, plugin
 
 pytest.importorskip("channels")
@@ -48,6 +49,34 @@ async def test_processes_send_to_each_others_channels_and_groups(
     await there.group_discard("a.group", channels[0])
     await here.group_send("a.group", {"type": "rest"})
     assert await receive(there, channels[1]) == {"type": "rest"}
+
+
+async def test_who_comes_after_an_outage_is_not_told_of_it(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one who subscribed during it had gone before that failed."""
+    layer, _ = layers
+    background = layer._running()
+    begun, over = threading.Event(), threading.Event()
+
+    async def fail(topic: str, arrived: Any) -> Any:
+        begun.set()
+        await asyncio.get_running_loop().run_in_executor(None, over.wait, PATIENCE)
+        raise ConnectionError("CONNECTION_LOST", "the service was away", {})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(background, "hear", fail)
+        gone = asyncio.ensure_future(layer.new_channel())
+        assert await asyncio.get_running_loop().run_in_executor(None, begun.wait, PATIENCE)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        [failed] = layer._subscriptions.values()
+        over.set()
+        while not failed.done():  # in another event loop
+            await asyncio.sleep(0.01)
+    channel = await layer.new_channel()
+    await layer.send(channel, {"type": "m"})
+    assert await receive(layer, channel) == {"type": "m"}
 
 
 async def test_flush_leaves_out_queues_that_are_gone_and_does_not_stumble_over_new_ones(

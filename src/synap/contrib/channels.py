@@ -308,16 +308,17 @@ class SynapChannelLayer(BaseChannelLayer):
             if full:
                 log.info("%d of %d channels over capacity in group %s", len(full), len(members), group)
 
+        def ended(task: asyncio.Task[asyncio.Task[None]]) -> None:  # whether or not somebody still waits for it
+            failed = task.cancelled() or task.exception() is not None
+            if failed and self._subscriptions.get(topic) is task:
+                del self._subscriptions[topic]
+
         task = self._subscriptions.get(topic)
         if task is None:
             task = asyncio.ensure_future(background.hear(topic, arrived))
             self._subscriptions[topic] = task
-        try:
-            await asyncio.shield(task)
-        except SynapError:
-            if self._subscriptions.get(topic) is task:  # else somebody has tried again already
-                del self._subscriptions[topic]
-            raise
+            task.add_done_callback(ended)
+        await asyncio.shield(task)
 
     async def _unsubscribe(self, topic: str, group: Optional[str] = None) -> None:
         """Unsubscribe this process from a topic, unless its group has members again."""
