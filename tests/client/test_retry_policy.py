@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 import pytest
 
 from synap import ClientConfig, SynapError
-from synap.client.retry import RetryPolicy, is_repeatable
+from synap.client.retry import RetryPolicy, is_repeatable, retry_after
 from synap.commands import KV_INCR, PUBSUB_PUBLISH
 from synap.errors import from_wire
 
@@ -48,6 +49,13 @@ def test_everything_else_is_not(code: str) -> None:
 def test_what_the_service_asks_for_is_waited_unless_it_is_too_long(asked: float, pause: Optional[float]) -> None:
     error = from_wire("RATE_LIMIT_EXCEEDED", "slower", {"retry_after": asked})
     assert policy().pause(error, 0) == pause
+
+
+@pytest.mark.parametrize("asked", [10**400, 1e300, math.inf], ids=["no float", "large", "infinite"])
+def test_no_pause_is_longer_than_can_be_waited(asked: float) -> None:
+    error = from_wire("RATE_LIMIT_EXCEEDED", "slower", {"retry_after": asked})
+    assert policy().pause(error, 0) is None
+    assert retry_after(error) <= 10**6
 
 
 def test_no_retries_means_none() -> None:

@@ -20,6 +20,10 @@ TRANSIENT = frozenset({"CONNECTION_FAILED", "CONNECTION_LOST", "RATE_LIMIT_EXCEE
 """Codes of transient failures. `TIMEOUT` isn't one: the caller's time is used up."""
 
 
+LONGEST = 1_000_000.0
+"""Seconds that a service may ask to wait: what counts as more is no time that anybody waits for, such as infinity."""
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """How often, and after which pauses, a request is retried."""
@@ -53,7 +57,7 @@ def is_transient(error: SynapError) -> bool:
 def retry_after(error: SynapError) -> float:
     """Return the seconds that the service asks to wait; 0 where it doesn't."""
     seconds = error.details.get("retry_after")
-    return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else 0.0
+    return float(min(seconds, LONGEST)) if isinstance(seconds, (int, float)) and seconds > 0 else 0.0
 
 
 def is_repeatable(command: Command, error: SynapError) -> bool:
