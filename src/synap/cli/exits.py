@@ -60,6 +60,8 @@ def failure(error: SynapError) -> Failure:
     advice = ADVICE.get(error.code)
     if START_HINT in error.message:
         advice = "--url or SYNAP_URL says where it is, if it is somewhere else"
+    if "[SSL: " in error.message:  # something answers there, and what is wrong with its TLS is said
+        advice = None
     if "ACL SETUSER" in error.message:  # of a cluster's node, which knows no API keys
         advice = None
     retry_after = error.details.get("retry_after")
