@@ -270,6 +270,38 @@ def test_new_certificates_are_taken_without_dropping_a_connection(
     assert server.stop() == 0
 
 
+def test_a_certificate_that_is_over_is_told_at_the_start_and_when_it_is_read_again(
+    serve: Serve, tmp_path: Path, authority: Authority, own: Signed
+) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    words = f"clients refuse {cert}: certificate has expired"
+    over = authority.sign("localhost", days=-1)
+
+    def put(signed: Signed) -> None:
+        shutil.copy(signed.cert, cert)
+        shutil.copy(signed.key, key)
+
+    put(over)
+    server = serve(
+        "--tls-cert",
+        cert,
+        "--tls-key",
+        key,
+        "--tls-client-ca",
+        authority.path,
+        "--keys-file",
+        str(named_keys(tmp_path)),
+    )
+    wait_for(functools.partial(said, words, server, 0))
+    for signed in (own, over):
+        put(signed)
+        told = len(server.output)
+        server.signal(signal.SIGHUP)
+        wait_for(functools.partial(said, "read again", server, told))
+        assert said(words, server, told) == (signed is over)
+    assert server.stop() == 0
+
+
 def test_authorities_of_callers_change_too(
     serve: Serve, tmp_path: Path, keys: Path, authority: Authority, others: Authority, own: Signed
 ) -> None:

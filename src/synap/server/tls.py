@@ -23,6 +23,8 @@ log = logging.getLogger("synap.server")
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"
 """Default cipher suites of TLS 1.2: forward secrecy and authenticated encryption. Python's own default depends on how
 it was built; Debian's has more."""
+_OUT_OF_DATE = (9, 10)
+"""OpenSSL's codes for a certificate that isn't valid yet, and for one that has expired."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -55,7 +57,30 @@ class Tls:
         except (OSError, ValueError) as error:  # `ssl.SSLError` is an OSError
             text = f"{option}: {path} can't be used: {openssl_said(error)}"
             raise SynapError("INVALID_REQUEST", text, {"option": option}) from None
+        fault = _fault(context, config.tls_cert)
+        if fault is not None:
+            log.warning("tls_cert: clients refuse %s: %s", config.tls_cert, fault)
         return context
+
+
+def _fault(context: ssl.SSLContext, path: str) -> str | None:
+    """Return why all clients refuse a certificate, by a handshake with ourselves: it is over, or not valid yet."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(path)  # whoever signed it
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = client.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)
+    for side in sides * 2:
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message if error.verify_code in _OUT_OF_DATE else None
+        except ssl.SSLError:
+            return None
+    return None
 
 
 def _no_password() -> str:
