@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import subprocess
@@ -62,6 +63,15 @@ def holder(directory: str) -> Iterator[subprocess.Popen[bytes]]:
         assert process.stdout.readline() == b"open\n"
         yield process
         process.kill()
+
+
+def test_a_start_on_an_empty_directory_says_so_once(directory: str, caplog: pytest.LogCaptureFixture) -> None:
+    """So that whoever starts on another one than that of the data, or of the backup, can see it."""
+    with caplog.at_level(logging.INFO, "synap.storage"):
+        Service(directory).close()
+        assert caplog.messages == [f"{directory} was no data directory, and is an empty one now"]
+        Service(directory).close()
+    assert len(caplog.messages) == 1
 
 
 def test_a_second_process_is_told_which_one_has_it(directory: str, holder: subprocess.Popen[bytes]) -> None:

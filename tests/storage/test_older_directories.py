@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sqlite3
 import tarfile
@@ -261,6 +262,13 @@ def test_an_older_version_refuses_what_this_one_has_opened(
         OLDER_WAYS[way](directory, str(tmp_path / "beside"))
     assert (Path(directory) / DATABASE).read_bytes() == before
     assert not os.path.exists(tmp_path / "beside")
+
+
+def test_what_can_not_be_undone_is_told_once(directory: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "synap.storage"):
+        for _ in range(2):
+            Service(directory, session=SESSION, clock=lambda: WRITTEN).close()
+    assert caplog.messages == [f"{directory} is of format {FORMAT} now, which older versions refuse"]
 
 
 def test_looking_at_an_older_directory_or_copying_it_leaves_it_and_the_copy_to_the_older_version(

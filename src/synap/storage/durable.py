@@ -168,6 +168,7 @@ def open_host(
         try:
             if not os.path.exists(os.path.join(directory, DATABASE)):
                 create(directory)
+                log.info("%s was no data directory, and is an empty one now", directory)
             secret = identify(directory).secret
             engine = Engine(ids=random_ids(), limits=limits, journal=Journal(), secret=secret)
             found, (store, mark, trouble) = _restore(directory, engine, clock(), progress)

@@ -13,6 +13,7 @@ the content: that is checked by `recovery`, end to end.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import sqlite3
@@ -26,6 +27,8 @@ from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, WAL, damage, refus
 from synap.storage.mark import write_mark
 from synap.storage.reserve import free_space
 from synap.storage.rows import Torn, seal_map, unseal_map
+
+_log = logging.getLogger("synap.storage")
 
 SCHEMA = (
     "CREATE TABLE log(seq INTEGER PRIMARY KEY, body BLOB)",
@@ -229,6 +232,7 @@ class Store:
             identity = seal_map(IDENTITY, list(self.older._replace(format=FORMAT)))
             self.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (IDENTITY, identity), safe=True)
             self.older = None
+            _log.info("%s is of format %d now, which older versions refuse", self.directory, FORMAT)
 
     def append(self, seq: int, body: bytearray, *, safe: bool) -> None:
         """Write a row of the log. Raises sqlite3.Error."""
