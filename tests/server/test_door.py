@@ -282,6 +282,7 @@ def test_silent_connections_to_a_tls_port_give_way(serve: Serve, certificate: tu
         asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-API-Key: %b\r\n\r\n"
         peer.sendall(asked % (b"k" * 20))
         assert b"synap_connections_refused_total 1.0" in read_all(peer)
+    wait_for(lambda: "5 connections are open, as many as --max-connections allows" in "".join(service.output))
     assert read_all(silent[0]) == b""
     for one in silent:
         one.close()

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("synap.server")
 
+TELL_EVERY = 60.0
+"""Seconds between two log lines about too many connections."""
+
 _TAKEN_AWAY = "this key has no grant for it any more"
 WITHDRAWN = "withdrawn"
 """The outcome in the audit log of a command that was given up or cut off: what it had done by then stays done."""
@@ -187,6 +190,8 @@ class Service:
         """What ends each of the connections over which nobody was admitted yet, oldest first."""
         self.refused = 0
         """Connections refused, or ended for others, because there were too many."""
+        self._clock = clock
+        self._next_told_full = -math.inf
         self.turns = Turns()
         self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.translations = Translations(self)
@@ -214,6 +219,14 @@ class Service:
         if len(self.connections) < self.config.max_connections:
             return False
         self.refused += 1
+        now = self._clock()
+        if now >= self._next_told_full:
+            self._next_told_full = now + TELL_EVERY
+            log.warning(
+                "%d connections are open, as many as --max-connections allows: further ones are refused, or take the "
+                "place of one that nobody has used yet",
+                len(self.connections),
+            )
         if not self.strangers:
             return True
         _, end = self.strangers.popitem(last=False)
