@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import BinaryIO, Generator, Iterable, Optional
 
 from synap.storage import private
-from synap.storage.layout import DATABASE, MARK, NEW, SUFFIXES, Damaged, damage, no_data, remove_database
+from synap.storage.layout import DATABASE, MARK, NEW, SUFFIXES, Damaged, check_files, damage, no_data, remove_database
 from synap.storage.mark import read_mark, write_mark
 from synap.storage.recovery import NO_MARK, Found, Progress, Reader, read_directory, reading
 from synap.storage.store import sync_directory
@@ -31,11 +31,9 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
 
     `progress(done, total)` counts bytes. Raises `Damaged`, `Unusable`; then nothing in `target` counts as a database.
     """
-    source = os.path.join(directory, DATABASE)
-    if not os.path.exists(source):
+    if not os.path.exists(os.path.join(directory, DATABASE)):
         raise no_data(directory)
-    if not os.path.getsize(source):
-        raise damage(directory, DATABASE, "byte 0", "it is empty")
+    check_files(directory, DATABASE)
     with new_directory(target):
         hidden = os.path.join(target, NEW)
         private.create(hidden).close()

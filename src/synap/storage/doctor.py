@@ -148,10 +148,6 @@ class _Examination:
         except Damaged as error:
             self._note(error)
             return self._report()
-        if os.path.getsize(path) == 0:
-            # SQLite would take it for new, and remove the write-ahead log.
-            self._found(DATABASE, "byte 0", "it is empty")
-            return self._report()
         try:
             connection = connect(path, read_only=True)
         except sqlite3.Error as error:

@@ -85,8 +85,13 @@ def damage(directory: str, file: str, place: str, what: str) -> Damaged:
 
 
 def check_files(directory: str, *names: str) -> None:
-    """Raise `Damaged` where there is something with one of these names that is no file: a pipe would never be read."""
+    """Raise `Damaged` where there is something with one of these names that is no file: a pipe would never be read.
+
+    Likewise for an empty database: SQLite would take it for new, and remove the write-ahead log.
+    """
     for name in names:
         path = os.path.join(directory, name)
         if os.path.exists(path) and not os.path.isfile(path):
             raise damage(directory, name, "the file", "it is no file")
+        if name == DATABASE and os.path.exists(path) and not os.path.getsize(path):
+            raise damage(directory, name, "byte 0", "it is empty")

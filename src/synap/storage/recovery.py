@@ -230,9 +230,7 @@ def read_directory(
     mark = read_mark(directory)
     if mark is None and marked:
         raise damage(directory, MARK, "the file", NO_MARK)
-    if os.path.exists(path) and os.path.getsize(path) == 0:
-        # SQLite would take it for new, and remove the write-ahead log.
-        raise damage(directory, DATABASE, "byte 0", "it is empty")
+    check_files(directory, DATABASE)
     structure = Structure(path)
     structure.start()
     try:
@@ -256,8 +254,6 @@ def read_directory(
 
 def identify(directory: str) -> Identity:
     """Read what the database of a directory is. Raises `Damaged`, `Unusable`."""
-    if os.path.getsize(os.path.join(directory, DATABASE)) == 0:
-        raise damage(directory, DATABASE, "byte 0", "it is empty")
     with reading(directory) as connection:
         return read_identity(connection, directory)
 
