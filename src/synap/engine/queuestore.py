@@ -260,9 +260,7 @@ class QueueStore:
         else:
             queue.withdraw(message, GONE)
         queue.published -= 1
-        cost = message.cost()
-        queue.used -= cost
-        self.budget.used -= cost
+        self._charge(queue, -message.cost())
 
     def end_delay(self, queue: Queue, message: Message) -> None:
         """Make a delayed message ready: a new one goes to the end, one that was leased before back to its place."""
@@ -310,11 +308,10 @@ class QueueStore:
     def _unwithdraw(self, queue: Queue, message: Message) -> None:
         message.state = READY
         queue.put_back(message)
-        self._charge(queue, message)
+        self._charge(queue, message.cost())
 
-    def _charge(self, queue: Queue, message: Message) -> None:
-        """Count the bytes of a message that came back."""
-        cost = message.cost()
+    def _charge(self, queue: Queue, cost: int) -> None:
+        """Count the bytes of a message that came back (below 0: that is gone again)."""
         queue.used += cost
         self.budget.used += cost
 
@@ -434,5 +431,5 @@ class QueueStore:
         self._uncount(queue, total)
         message.state = LEASED
         queue.leased[text] = message
-        self._charge(queue, message)
+        self._charge(queue, message.cost())
         self.leases.push_again((message.deadline, message.lease, queue, text))
