@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import GeneratorType
 from typing import Any
 
 import pytest
 
 from synap import commands as c
-from synap.engine.callers import WAITING, run
+from synap.engine.callers import STEP, WAITING, run
 from synap.engine.engine import Limits
 from synap.engine.figures import survey
 from synap.errors import SynapError
@@ -240,6 +241,25 @@ def test_redrive_puts_dead_letters_back_as_they_were(world: World) -> None:
     assert world(c.QueueRedrive("q")).redriven == 0
     message = world.consume()
     assert (message.message, message.headers, message.retry_count) == (b"1", {"mine": "kept"}, 0)
+
+
+def test_redrive_serves_who_waits_as_it_goes(world: World) -> None:
+    waits, many = Client(), 4 * STEP
+    for number in range(many):
+        publish(world, number, queue="q.dlq", priority=number % 10)
+    world(c.QueueCreate("q"))
+    for number in range(many):
+        assert world(c.QueueConsume("q", timeout=10), waits, number) is WAITING
+    steps = world.engine.execute(c.QueueRedrive("q"), world.now, world.client)
+    assert isinstance(steps, GeneratorType)
+    answered = 0
+    for _ in steps:
+        assert len(waits.answers) - answered <= STEP
+        answered = len(waits.answers)
+    assert many - answered <= STEP
+    priorities = [answer.priority for answer in waits.answers.values()]
+    assert len(priorities) == many
+    assert priorities == sorted(priorities, reverse=True)
 
 
 def test_redrive_stops_at_a_full_queue(world: World) -> None:

@@ -315,6 +315,7 @@ class Queues:
         redriven = 0
         for done, one in enumerate(chosen):
             if not done % STEP:
+                self.deliveries.arrived(queue, now)  # as many at a time may wait for them
                 yield
             if not letters.ready if one is None else one.state != READY:
                 continue  # it was leased between two steps
