@@ -16,9 +16,9 @@ ODD: List[Any] = [
     *("", "x", "\ud800", "a\x00b", " k ", "\n", "http://[", "x" * 3000, b"b"),
     *([], [1], (1,), {}, {"a": object()}, set(), object(), type, lambda: 1),
 ]
-USUAL: Dict[str, Any] = {"callback": print, "topics": ["t"], "queues": ["q"], "keys": ["k"], "timeout": 0}
+USUAL: Dict[str, Any] = {"callback": print, "topics": ["t"], "queues": ["q"], "keys": ["k"], "timeout": 0, "commands": []}
 """Values for the other arguments of a method, by name; a text where nothing is said."""
-GROUPS = ("kv", "queue", "stream", "pubsub")
+GROUPS = ("kv", "queue", "stream", "pubsub", "client")
 OPTIONS = [field.name for field in dataclasses.fields(ClientConfig)]
 
 
@@ -37,6 +37,8 @@ def arguments(method: Callable[..., Any]) -> Iterator[Tuple[str, Dict[str, Any]]
 
 
 def methods(client: Any, group: str) -> List[Tuple[str, Callable[..., Any]]]:
+    if group == "client":
+        return [(name, getattr(client, name)) for name in ("batch", "lock", "pipeline")]
     found = inspect.getmembers(getattr(client, group), callable)
     return [(name, method) for name, method in found if not name.startswith("_")]
 

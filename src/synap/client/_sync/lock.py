@@ -54,8 +54,7 @@ class Lock:
     """
 
     def __init__(self, calls: Calls, name: str, ttl: int, wait: Optional[float]) -> None:
-        if not isinstance(name, str) or not 0 < len(name.encode()) <= 200:
-            raise invalid("name", "a string of 1 to 200 bytes of UTF-8", name)
+        _check_name(name)
         if isinstance(ttl, bool) or not isinstance(ttl, int) or ttl < 1:
             raise invalid("ttl", "whole seconds, 1 or more", ttl)
         _check_wait(wait)
@@ -282,6 +281,15 @@ def _succeeded(*handles: Handle[Any]) -> None:
             errors.append(error)
     if errors:
         raise next((error for error in errors if error.code != "BATCH_ABORTED"), errors[0])
+
+
+def _check_name(name: Any) -> None:
+    try:
+        fits = isinstance(name, str) and 0 < len(name.encode()) <= 200
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        fits = False
+    if not fits:
+        raise invalid("name", "a string of 1 to 200 bytes of UTF-8", name)
 
 
 def _check_wait(wait: object) -> None:
