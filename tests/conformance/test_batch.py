@@ -158,6 +158,22 @@ async def test_a_batch_reads_the_figures_of_dead_letters(client: AsyncSynapClien
     assert [one.payload["depth"] for one in (both[1], alone[0]) if one.payload is not None] == [1, 1]
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_room_that_one_batch_makes_and_deletes_is_gone(
+    client: AsyncSynapClient, name: str, again: bool
+) -> None:
+    publish = command("stream.publish", room=name, event_type="e", data="old")
+    delete = command("stream.delete", room=name)
+    renewed = [command("stream.publish", room=name, event_type="e", data="new")] if again else []
+    results = await client.batch([publish, publish, delete, *renewed], atomic=True)
+    assert {result.status for result in results} == {"success"}
+    assert (name in await client.stream.rooms()) is again
+    published = await client.stream.publish(name, "e", "newer")
+    assert published.offset == len(renewed)
+    found = await client.stream.history(name)
+    assert [event.data for event in found.events] == ["new", "newer"][-1 - len(renewed) :]
+
+
 async def test_an_atomic_batch_that_fails_changes_nothing(client: AsyncSynapClient, name: str) -> None:
     await client.kv.set(f"{name}:old", "old", ttl=600)
     await client.kv.set(f"{name}:n", 5)

@@ -56,10 +56,19 @@ local function logged(undos, later)
   for _, name in ipairs({'SET', 'GETSET', 'UNLINK', 'INCRBY', 'PEXPIREAT', 'PERSIST'}) do
     inverse[name] = function(key) undo('RESTORE!', key, raw('DUMP', key) or '', raw('PEXPIRETIME', key)) end
   end
+  local put_off = {}      -- streams that wait
   return function(name, ...)
+    local key = ...
     if name == 'SPUBLISH' or name == 'XTRIM' or name == 'XADD' then
       later[#later + 1] = {name, ...}
+      put_off[key] = name ~= 'SPUBLISH' or put_off[key]
       return 1
+    end
+    if name == 'UNLINK' and put_off[key] then      -- what waits goes with its stream
+      for i = #later, 1, -1 do
+        if later[i][2] == key and later[i][1] ~= 'SPUBLISH' then table.remove(later, i) end
+      end
+      put_off[key] = nil
     end
     local note = inverse[name]
     if note then note(...) end
