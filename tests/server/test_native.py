@@ -324,7 +324,9 @@ def test_a_small_answer_is_not_compressed_nor_is_an_error(attach: Attach) -> Non
         native.do(2 * number, "kv.set", key=key, value="x" * (size - overhead))
         native.send(request(2 * number + 1, "kv.get", key=key))
         assert native.read().flags == flags
-    native.send(request(9, "kv.get", **{"x" * 2000: 1}))
+    key = name() + "x" * 900
+    native.do(8, "kv.set", key=key, value="no number")
+    native.send(request(9, "kv.incr", key=key))
     told = native.read()
     assert (told.kind, told.flags) == (Kind.ERROR, 0)
     assert len(told.body) > 1024

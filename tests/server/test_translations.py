@@ -464,4 +464,5 @@ def test_a_stop_lets_translations_under_way_be_answered() -> None:
             answers.append(json.loads(got.body)["value"])
         for one in (writer.socket, native.socket, http, watching):
             one.close()
+        assert stopping.wait_ended() == 0  # a second signal would end it at once
         assert [len(value) for value in answers] == [count] * 3
