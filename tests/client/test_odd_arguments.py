@@ -16,7 +16,14 @@ ODD: List[Any] = [
     *("", "x", "\ud800", "a\x00b", " k ", "\n", "http://[", "x" * 3000, b"b"),
     *([], [1], (1,), {}, {"a": object()}, set(), object(), type, lambda: 1),
 ]
-USUAL: Dict[str, Any] = {"callback": print, "topics": ["t"], "queues": ["q"], "keys": ["k"], "timeout": 0, "commands": []}
+USUAL: Dict[str, Any] = {
+    "callback": print,
+    "topics": ["t"],
+    "queues": ["q"],
+    "keys": ["k"],
+    "timeout": 0,
+    "commands": [],
+}
 """Values for the other arguments of a method, by name; a text where nothing is said."""
 GROUPS = ("kv", "queue", "stream", "pubsub", "client")
 OPTIONS = [field.name for field in dataclasses.fields(ClientConfig)]
