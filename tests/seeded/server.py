@@ -177,7 +177,7 @@ SEEDS = (
         "a name in a certificate is any key's name",
         "server/auth.py",
         "in self._named.values() if one.name == certified",
-        "in [*self._named.values(), *(key for _, key in self._secrets)] if one.name == certified",
+        "in [*self._named.values(), *self._secrets.values()] if one.name == certified",
         "tests/server/test_tls.py -k no_key_s",
     ),
     Seed(

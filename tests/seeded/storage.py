@@ -57,8 +57,8 @@ SEEDS = (
     ),
     Seed(
         "a database that was emptied counts as new",
-        "storage/recovery.py",
-        "if os.path.exists(path) and os.path.getsize(path) == 0:",
+        "storage/layout.py",
+        "if name == DATABASE and os.path.exists(path) and not os.path.getsize(path):",
         "if False:",
         "tests/storage/test_damage.py tests/storage/test_directory.py",
     ),
