@@ -10,7 +10,7 @@ from typing import Any, Callable, List
 import pytest
 
 from synap import AsyncSynapClient
-from synap.worker import Worker, WorkerEvent, runner
+from synap.worker import Reject, Worker, WorkerEvent, runner
 from tests.helpers.patience import PATIENCE
 from tests.worker import jobs
 from tests.worker.conftest import running, until
@@ -83,6 +83,23 @@ async def test_whatever_a_handler_raises_fails_its_message_and_the_worker_goes_o
     assert retried[0].delay == 3600
     stats = await client.queue.stats(name)
     assert (stats.delayed, stats.pending) == (1, 0)
+
+
+async def test_the_log_names_the_message_and_the_try(
+    client: AsyncSynapClient, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(client)
+
+    @worker.handles(name, retries=1, retry_delay=0)
+    async def work(value: int) -> None:
+        raise ValueError(value) if value == 1 else Reject("no")
+
+    failing, rejected = await worker.enqueue(work, 1), await worker.enqueue(work, 2)
+    await worker.run_once()
+    told = "\n".join(caplog.messages)
+    for attempt in (1, 2):
+        assert f"failed on message {failing.message_id} of {name}, try {attempt} of 2" in told
+    assert f"rejected message {rejected.message_id} of {name}: no" in told
 
 
 async def test_a_plain_function_runs_in_the_loop_where_it_is_told_to(client: AsyncSynapClient, name: str) -> None:

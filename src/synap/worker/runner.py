@@ -396,14 +396,16 @@ class Runner:
         if self._execution.inline:
             self._drained.errors.append(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
-            log.warning("%s rejected a message of %s: %s", handler.name, message.queue, error)
+            log.warning("%s rejected message %s of %s: %s", handler.name, message.message_id, message.queue, error)
             self._return(message, "rejected", 0.0, seconds, error)
             return
         delay = handler.pause(message.retry_count)
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay
         else:
-            log.error("%s failed, retrying in %g seconds", handler.name, delay, exc_info=error)
+            tries = f"{message.retry_count + 1}" + ("" if handler.retries is None else f" of {handler.retries + 1}")
+            text = "%s failed on message %s of %s, try %s; given back with a delay of %g seconds"
+            log.error(text, handler.name, message.message_id, message.queue, tries, delay, exc_info=error)
         self._return(message, "retried", delay, seconds, error)
 
     def _return(self, message: Message, how: str, delay: float, seconds: float, error: Optional[BaseException]) -> None:
@@ -422,13 +424,15 @@ class Runner:
                 message.lost.set()
                 self._lease_lost(message)
             else:  # it is redelivered when its lease is over
-                log.warning("a message of %s could not be settled: %s", message.queue, failure)
+                log.warning("message %s of %s could not be settled: %s", message.message_id, message.queue, failure)
 
         return settled
 
     def _lease_lost(self, message: Message) -> None:
         event = self._event("lost", message)
-        log.warning("%s lost the lease of a message of %s before it was done", event.handler, event.queue)
+        log.warning(
+            "%s lost the lease of message %s of %s before it was done", event.handler, message.message_id, event.queue
+        )
         self._report(event)
 
     def _event(
