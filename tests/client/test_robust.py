@@ -404,6 +404,27 @@ def test_whatever_a_sync_callback_raises_is_told_and_ends_nothing(
     assert "the callback of" in caplog.text
 
 
+class Outcome(BaseException):
+    """No `Exception`: pytest's `fail` and `skip` raise such, for one."""
+
+
+async def test_whatever_an_async_callback_raises_is_told_and_ends_nothing(make: Make) -> None:
+    told: List[BaseException] = []
+
+    async def callback(topic: str, message: Any) -> None:
+        raise Outcome
+
+    client = make("memory://")
+    client.on("error")(told.append)
+    await client.pubsub.subscribe(["t"], callback)
+    for number in range(3):
+        assert (await client.pubsub.publish("t", number)).subscribers_matched == 1
+    until = time.monotonic() + PATIENCE
+    while len(told) < 3 and time.monotonic() < until:
+        await asyncio.sleep(0.001)
+    assert [type(one) for one in told] == [Outcome] * 3
+
+
 async def test_an_unreadable_answer_to_subscribing_fails_at_once(make: Make) -> None:
     def script(peer: Peer) -> None:
         peer.hello()

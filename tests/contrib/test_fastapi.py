@@ -261,6 +261,30 @@ async def test_a_function_that_awaits_what_was_cancelled_is_called_again_and_end
     assert "restarted" in caplog.text
 
 
+async def test_whatever_a_function_raises_it_is_called_again_and_ends_no_worker(
+    synap_memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Outcome(BaseException):
+        """No `Exception`."""
+
+    seen: asyncio.Queue[int] = asyncio.Queue()
+
+    async def work(message: QueueMessage) -> None:
+        seen.put_nowait(message.retry_count)
+        if not message.retry_count:
+            raise Outcome
+
+    async def other(client: AsyncSynapClient) -> None:
+        raise Outcome
+
+    queue = str(uuid.uuid4())
+    app = FastAPI(lifespan=synap_lifespan(synap_memory_url, workers=[consumer(queue, work), other]))
+    async with app.router.lifespan_context(app), AsyncSynapClient(synap_memory_url) as client:
+        await client.queue.publish(queue, "task")
+        assert [await asyncio.wait_for(seen.get(), PATIENCE) for _ in range(2)] == [0, 1]
+    assert "restarted" in caplog.text
+
+
 async def test_a_message_is_leased_for_longer_than_until_its_lease_is_renewed(
     synap_url: str, synap_client: AsyncSynapClient
 ) -> None:

@@ -155,7 +155,7 @@ async def _handle(
         try:
             await function(message)
         except BaseException as error:
-            if not isinstance(error, AsyncRaised) or cancels_task(error):  # the application ends
+            if cancels_task(error):  # the application ends
                 with contextlib.suppress(SynapError):  # else it is redelivered when its lease ends
                     await client.queue.nack(queue, message.message_id)
                 raise

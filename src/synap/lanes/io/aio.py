@@ -18,15 +18,17 @@ T = TypeVar("T")
 log = logging.getLogger("synap")
 
 
-AsyncRaised = (Exception, asyncio.CancelledError)
+AsyncRaised = BaseException
 """What a callback may raise without its subscription ending, unless it is meant for the task (`cancels_task`)."""
 
 
 def cancels_task(error: BaseException) -> bool:
-    """Return whether `error` cancels the current task, and not just something that it awaited.
+    """Return whether `error` cancels the current task, and not just something that it awaited, or ends the event loop.
 
-    Before Python 3.11 tasks don't tell, and it is taken for that.
+    Before Python 3.11 tasks don't tell of a `CancelledError`, and it is taken for that.
     """
+    if isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)):
+        return True
     task: Any = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and (not hasattr(task, "cancelling") or task.cancelling() > 0)
 
