@@ -179,7 +179,7 @@ def test_a_refusal_says_what_was_wrong_and_what_would_be_right(body: bytes, word
 
 
 def test_a_refusal_takes_and_says_little_of_what_was_sent() -> None:
-    """A request of 32 KB took a second, and one of twice the length four: the square of the length of a field's name."""
+    """A request of 32 KB took a second, and one of twice the length four: the square of a name's length."""
     names = ["\n" + " - at `$" * 10_000 + "\n", " - at `$" * 10_000, "\n" * 100_000, "x" * 100_000]
     for name in names:
         for codec in CODECS.values():
