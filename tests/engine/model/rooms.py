@@ -40,7 +40,7 @@ class RoomActions(Base):
         else:
             first = max(begin if begin >= 0 else max(following + begin, 0), oldest)
         cursors = self.model.cursors.setdefault(room, {})
-        known = cursors.setdefault(name, first)
+        known = cursors.setdefault(name, min(first, following))
         start = known if begin is None else first
         reader = Client("reader")
         answer = self.world(c.StreamSubscribe(room, begin, replay, name), reader)
