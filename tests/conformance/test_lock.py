@@ -231,6 +231,23 @@ async def test_a_lock_is_not_taken_twice_by_one_object(client: AsyncSynapClient,
             await lock.acquire()
 
 
+@pytest.mark.only("native")
+@pytest.mark.once_per_place
+async def test_who_gives_up_on_a_shared_object_leaves_the_lock_to_who_has_it(
+    client: AsyncSynapClient, name: str
+) -> None:
+    shared = client.lock(name)
+    async with client.lock(name):
+        trying = {asyncio.ensure_future(shared.acquire()) for _ in range(2)}
+        await asyncio.wait(trying, timeout=0.01)
+    _, waiting = await asyncio.wait(trying, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert shared.held
+    await shared.release()
+
+
 async def test_what_a_lock_cannot_be_made_with_is_refused(client: AsyncSynapClient) -> None:
     wrong: List[Tuple[Any, str]] = [
         ({"name": ""}, "name must be"),

@@ -100,17 +100,18 @@ class Lock:
         _check_wait(wait)
         token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
         give_up = monotonic() + wait if isinstance(wait, (int, float)) else math.inf
+        released = Event()
         try:
             if not self._acquire(token, give_up):
                 return False
             self._lost = False
-            self._released = Event()
-            spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
-            self._token = token
+            spawn(self._renew, token, released, name=f"synap lock {self.name}")
+            self._token, self._released = token, released
         except BaseException:
             # The lock may have been taken all the same.
-            self._token = None
-            self._released.set()
+            released.set()
+            if self._token == token:  # not that of somebody else who shares this object
+                self._token = None
             spawn(self._release_abandoned, token, name=f"synap lock {self.name}", or_here=True)
             raise
         return True
