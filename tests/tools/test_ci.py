@@ -1,4 +1,4 @@
-"""What has to pass before anything lands leaves nothing behind, however it is ended."""
+"""What has to pass before anything lands says at its end what failed, and leaves nothing behind, however it ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Dict, Iterator
 
 import pytest
 
@@ -23,6 +23,7 @@ case "$*" in
     *version_info*) echo $version ;;
     "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python$version"; ln -s python$version "$3/bin/python" ;;
     "-m pip "*)
+        [ "$WAITS" != nobody ] || exit 0
         case $0 in */newest/*) [ "$WAITS" = newest ] || exit 0 ;; esac
         sleep 1000 & echo $! $$ >> "$PIDS"; wait ;;
 esac
@@ -34,6 +35,25 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def beside(programs: Path, **scripts: str) -> Dict[str, str]:
+    """Put what `.ci/run` runs in a folder, most of which only ends well, and return an environment with it.
+
+    `.ci/run` is put beside it.
+    """
+    programs.mkdir()
+    (programs.parent / ".ci").mkdir()
+    shutil.copy(RUN, programs.parent / ".ci" / "run")
+    scripts = {"python3_8": PYTHON, "python3_15": PYTHON, **scripts}
+    for name in ("ruff", "mypy", "lint-imports", "chromium", "nginx", "npm", "systemd-analyze"):
+        scripts.setdefault(name, "#!/bin/sh\n")
+    for name, script in scripts.items():
+        program = programs / name.replace("_", ".")
+        program.write_text(script, encoding="utf-8")
+        program.chmod(0o755)
+    home = str(programs.parent)
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": home, "PYENV_ROOT": home}
 
 
 @contextmanager
@@ -51,17 +71,11 @@ def interruptible() -> Iterator[None]:
 def test_installs_end_with_the_run_that_began_them(
     tmp_path: Path, number: signal.Signals, waits: str, installs: int
 ) -> None:
-    programs, written, pids = tmp_path / "programs", tmp_path / "written", tmp_path / "pids"
-    for folder in (programs, written, tmp_path / ".ci", tmp_path / "console" / "node_modules"):
+    written, pids = tmp_path / "written", tmp_path / "pids"
+    for folder in (written, tmp_path / "console" / "node_modules"):
         folder.mkdir(parents=True)
-    shutil.copy(RUN, tmp_path / ".ci" / "run")
-    for name in ("python3.8", "python3.15"):
-        (programs / name).write_text(PYTHON, encoding="utf-8")
-        (programs / name).chmod(0o755)
-    for name in ("ruff", "mypy", "lint-imports"):
-        (programs / name).symlink_to("/bin/true")
-    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path), "TMPDIR": str(written)}
-    environment.update(PYENV_ROOT=str(tmp_path), PIDS=str(pids), WAITS=waits)
+    environment = beside(tmp_path / "programs")
+    environment.update(TMPDIR=str(written), PIDS=str(pids), WAITS=waits)
     with interruptible():
         run = subprocess.Popen(
             ["bash", str(tmp_path / ".ci" / "run")],
@@ -83,3 +97,17 @@ def test_installs_end_with_the_run_that_began_them(
     finally:
         run.kill()
         run.wait()
+
+
+def test_what_failed_is_told_at_the_end(tmp_path: Path) -> None:
+    lines = ["FAILED tests/a.py::test_b - assert 1 == 2", "ERROR tests/c.py::test_d - ResourceWarning"]
+    closing = "1 failed, 7 passed, 1 error in 0.10s"
+    pytests = "\n".join(["#!/bin/sh", *(f"echo '{line}'" for line in [*lines, closing]), "exit 1"])
+    environment = beside(tmp_path / "programs", pytest=pytests)
+    environment.update(TMPDIR=str(tmp_path), WAITS="nobody")
+    ended = subprocess.run(
+        ["bash", str(tmp_path / ".ci" / "run")], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[-3:] == [*lines, closing], ended.stdout[-2000:]
+    assert "FAILED: pytest" in ended.stdout
