@@ -20,11 +20,10 @@ from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
-from tests.client.test_subscriptions import event_body, subscribe
 from tests.client.test_tls import https, speak_tls, trust
 from tests.helpers.frames import Frame
 from tests.helpers.patience import PATIENCE, Stopwatch, impatient
-from tests.helpers.scripted import Peer, ScriptedService, name_of
+from tests.helpers.scripted import Peer, ScriptedService, event_body, name_of, subscribe
 
 
 class Pool:

@@ -7,56 +7,17 @@ import inspect
 import signal
 import threading
 from contextlib import suppress
-from typing import Any, Dict, List
+from typing import Any, List
 
 import pytest
 
 from synap import AsyncSynapClient, RoomNotFoundError, StreamEvent, SynapClient, SynapError
-from synap.lanes.io.threads import apart
-from synap.wire.codec import JSON
-from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
 from tests.helpers.frames import Frame
 from tests.helpers.listener import end
 from tests.helpers.patience import PATIENCE, impatient, in_time
-from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
-
-
-def event_body(offset: int, log: str = "e") -> Dict[str, Any]:
-    """Make an event of a room."""
-    return {
-        "event_id": f"{log}-{offset}",
-        "offset": offset,
-        "event_type": "number",
-        "data": offset,
-        "timestamp": 1,
-        "metadata": {},
-        "room": "room",
-    }
-
-
-def event(peer: Peer, subscription: int, offset: int, log: str = "e") -> None:
-    """Push an event of a room."""
-    peer.say(frame(Kind.EVENT, subscription, JSON.encode(event_body(offset, log))))
-
-
-def message(peer: Peer, subscription: int, body: Any) -> None:
-    """Push a message of a topic."""
-    said = {"topic": "a.b", "message": body, "metadata": {}, "timestamp": 1, "message_id": "m"}
-    peer.say(frame(Kind.MESSAGE, subscription, JSON.encode(said)))
-
-
-def subscribe(peer: Peer) -> Frame:
-    """Wait for a request to subscribe, answering everything else."""
-    while True:
-        request = peer.request()
-        if name_of(request).endswith(".subscribe"):
-            return request
-        if name_of(request) == "stream.history":
-            peer.answer(request, {"events": [], "oldest_offset": 0, "newest_offset": 10**6})
-            continue
-        peer.answer(request, {"found": False, "unsubscribed": True, "exists": False})
+from tests.helpers.scripted import Peer, ScriptedService, event, event_body, message, name_of, payload_of, subscribe
 
 
 async def collect(subscription: Any, into: List[Any]) -> None:
@@ -590,77 +551,3 @@ async def test_a_client_that_is_closed_just_when_the_answer_came_gives_no_subscr
     inner._calls.lane.subscribe = closing if inner is client else closing_thread
     with pytest.raises(SynapError, match="closed"):
         await client.stream.subscribe("room")
-
-
-def test_a_lost_connection_is_replaced_where_no_thread_can_be_started_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    start, over = threading.Thread.start, threading.Event()
-    refused: List[str] = []
-
-    def refuse(thread: threading.Thread) -> None:
-        if over.is_set() and len(refused) < 4 and thread.name.startswith("synap"):
-            refused.append(thread.name)
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    def script(peer: Peer) -> None:
-        peer.hello()
-        for number in (1, 2):
-            peer.answer(subscribe(peer), {"subscription_id": number, "topics": ["a.b"]})
-            if over.is_set():
-                message(peer, number, "again")
-        if not over.is_set():
-            over.set()
-            return
-        while True:
-            peer.request()
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with ScriptedService(script) as service:
-        with SynapClient(url=service.url, retry_delay=0.01) as client:
-            both = [client.pubsub.subscribe(["a.b"]) for _ in range(2)]
-            assert [apart(next, one, name="taking").result(PATIENCE) for one in both] == [("a.b", "again")] * 2
-    assert len(refused) == 4
-
-
-def test_a_subscription_without_a_thread_for_its_callback_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, unsubscribed = threading.Thread.start, threading.Event()
-
-    def refuse(thread: threading.Thread) -> None:
-        if "subscription" in thread.name:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    def script(peer: Peer) -> None:
-        peer.hello()
-        peer.answer(subscribe(peer), {"subscription_id": 1, "topics": ["a.b"]})
-        peer.answer(peer.request(), {"unsubscribed": True})
-        unsubscribed.set()
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with ScriptedService(script) as service:
-        with SynapClient(url=service.url) as client:
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                client.pubsub.subscribe(["a.b"], lambda *_: None)
-            assert unsubscribed.wait(PATIENCE)
-            assert not client._calls.at_close
-
-
-def test_a_lock_without_a_thread_that_renews_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name.startswith("synap lock"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    with SynapClient("memory://") as client:
-        lock = client.lock("report")
-        with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                lock.acquire()
-        assert not lock.held
-        assert lock.acquire(wait=0)
-        lock.release()

@@ -12,9 +12,8 @@ from synap import ConnectionError, TimeoutError
 from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
-from tests.client.test_subscriptions import event
 from tests.helpers.patience import impatient, in_time
-from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of
+from tests.helpers.scripted import Gone, Peer, ScriptedService, event, name_of
 
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
 LARGE = "x" * 3_000_000

@@ -16,11 +16,6 @@ from tests.helpers.world import Client, World, dumped, on_disk, picture
 X: Any = b"1"
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def test_one_failing_does_not_stop_the_rest(world: World) -> None:
     broken = SynapError("INVALID_PAYLOAD", "no such field")
     results = world.batch(c.KvSet("a", X), c.KvTtl("nope"), broken, c.QueueConsume("q", 5), c.KvGet("a"))

@@ -22,11 +22,6 @@ X: Any = b'"x"'
 Y: Any = b'"y"'
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def read(world: World, key: str) -> c.GetAnswer:
     return world.get(c.GetAnswer, c.KvGet(key))
 

@@ -25,11 +25,6 @@ MANY = [".".join(["*", *["w"] * (WORDS - 2), str(number)]) for number in range(2
 TOPIC = ".".join(["a", *["w"] * (WORDS - 2), "199"])
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def matched(world: World, topic: str = TOPIC) -> int:
     return int(world(c.PubSubPublish(topic, X)).subscribers_matched)
 

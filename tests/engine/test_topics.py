@@ -16,11 +16,6 @@ from tests.helpers.world import Client, World
 X: Any = b"1"
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def plainly(pattern: List[str], topic: List[str]) -> bool:
     """Match as the contract says it, without any cleverness."""
     if not pattern:

@@ -139,3 +139,39 @@ def name_of(request: Frame) -> str:
 def payload_of(request: Frame) -> Any:
     """Return a request's payload."""
     return JSON.decode(request.body)
+
+
+def event_body(offset: int, log: str = "e") -> Dict[str, Any]:
+    """Make an event of a room."""
+    return {
+        "event_id": f"{log}-{offset}",
+        "offset": offset,
+        "event_type": "number",
+        "data": offset,
+        "timestamp": 1,
+        "metadata": {},
+        "room": "room",
+    }
+
+
+def event(peer: Peer, subscription: int, offset: int, log: str = "e") -> None:
+    """Push an event of a room."""
+    peer.say(frame(Kind.EVENT, subscription, JSON.encode(event_body(offset, log))))
+
+
+def message(peer: Peer, subscription: int, body: Any) -> None:
+    """Push a message of a topic."""
+    said = {"topic": "a.b", "message": body, "metadata": {}, "timestamp": 1, "message_id": "m"}
+    peer.say(frame(Kind.MESSAGE, subscription, JSON.encode(said)))
+
+
+def subscribe(peer: Peer) -> Frame:
+    """Wait for a request to subscribe, answering everything else."""
+    while True:
+        request = peer.request()
+        if name_of(request).endswith(".subscribe"):
+            return request
+        if name_of(request) == "stream.history":
+            peer.answer(request, {"events": [], "oldest_offset": 0, "newest_offset": 10**6})
+            continue
+        peer.answer(request, {"found": False, "unsubscribed": True, "exists": False})

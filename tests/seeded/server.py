@@ -17,14 +17,14 @@ SEEDS = (
         "server/drain.py",
         "            _guarded(self.service.transit.end_closed)\n",
         "",
-        "tests/server/test_tls.py -k goodbye",
+        "tests/server/tls/test_tls.py -k goodbye",
     ),
     Seed(
         "what one poll brought many connections is executed at once",
         "server/native.py",
         "if len(data) > LITTLE and self._service.turns.over():",
         "if False:",
-        "tests/server/test_turns.py",
+        "tests/server/test_turns_of_connections.py",
     ),
     Seed(
         "a peer that doesn't read is still read",
@@ -178,7 +178,7 @@ SEEDS = (
         "server/auth.py",
         "in self._named.values() if one.name == certified",
         "in [*self._named.values(), *self._secrets.values()] if one.name == certified",
-        "tests/server/test_tls.py -k no_key_s",
+        "tests/server/tls/test_callers.py -k no_key_s",
     ),
     Seed(
         "exports follow symbolic links",

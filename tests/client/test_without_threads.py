@@ -1,0 +1,87 @@
+"""What needs a thread of its own, where none can be started."""
+
+from __future__ import annotations
+
+import threading
+from typing import List
+
+import pytest
+
+from synap import SynapClient
+from synap.lanes.io.threads import apart
+from tests.helpers.patience import PATIENCE
+from tests.helpers.scripted import Peer, ScriptedService, message, subscribe
+
+
+def test_a_lost_connection_is_replaced_where_no_thread_can_be_started_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, over = threading.Thread.start, threading.Event()
+    refused: List[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if over.is_set() and len(refused) < 4 and thread.name.startswith("synap"):
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        for number in (1, 2):
+            peer.answer(subscribe(peer), {"subscription_id": number, "topics": ["a.b"]})
+            if over.is_set():
+                message(peer, number, "again")
+        if not over.is_set():
+            over.set()
+            return
+        while True:
+            peer.request()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, retry_delay=0.01) as client:
+            both = [client.pubsub.subscribe(["a.b"]) for _ in range(2)]
+            assert [apart(next, one, name="taking").result(PATIENCE) for one in both] == [("a.b", "again")] * 2
+    assert len(refused) == 4
+
+
+def test_a_subscription_without_a_thread_for_its_callback_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, unsubscribed = threading.Thread.start, threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        if "subscription" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        peer.answer(subscribe(peer), {"subscription_id": 1, "topics": ["a.b"]})
+        peer.answer(peer.request(), {"unsubscribed": True})
+        unsubscribed.set()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url) as client:
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                client.pubsub.subscribe(["a.b"], lambda *_: None)
+            assert unsubscribed.wait(PATIENCE)
+            assert not client._calls.at_close
+
+
+def test_a_lock_without_a_thread_that_renews_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("synap lock"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with SynapClient("memory://") as client:
+        lock = client.lock("report")
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                lock.acquire()
+        assert not lock.held
+        assert lock.acquire(wait=0)
+        lock.release()
