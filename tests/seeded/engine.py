@@ -94,21 +94,21 @@ SEEDS = (
         "engine/deliveries.py",
         "queue.waiters.popitem(last=False)",
         "queue.waiters.popitem(last=True)",
-        "tests/engine/test_queues.py",
+        "tests/engine/test_waiting.py",
     ),
     Seed(
         "cancelling a consume takes a lease from who holds it by now",
         "engine/deliveries.py",
         "if message is not None and message.lease == lease:",
         "if message is not None:",
-        "tests/engine/test_queues.py tests/engine/test_repeats.py",
+        "tests/engine/test_waiting.py tests/engine/test_repeats.py",
     ),
     Seed(
         "a message that nobody received counts as tried",
         "engine/deliveries.py",
         "self.store.give_back(queue, text, message, 0)",
         "self.store.give_back(queue, text, message, 1)",
-        "tests/engine/test_queues.py",
+        "tests/engine/test_waiting.py",
     ),
     Seed(
         "the delay of a retry is that of the one before",
@@ -143,7 +143,7 @@ SEEDS = (
         "engine/deliveries.py",
         "            self._dismiss(earlier)\n            earlier.caller",
         "            earlier.caller",
-        "tests/engine/test_queues.py tests/engine/test_repeats.py",
+        "tests/engine/test_waiting.py tests/engine/test_repeats.py",
     ),
     Seed(
         "a page of leased messages begins with the last one of the page before",
