@@ -19,7 +19,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Iterator, List, Set
+from typing import Dict, Iterator, List
 
 import click
 
@@ -59,20 +59,17 @@ def tell(number: int, processes: List[int]) -> None:
 
 def one_by_one(pytest: subprocess.Popen[bytes], until: float, longest: float) -> int:
     """Stop processes for a moment each; returns how often."""
-    stopped: Set[int] = set()
-    ends: List[List[float]] = []
+    stopped: Dict[int, float] = {}  # until when
     count = 0
     while pytest.poll() is None and time.monotonic() < until:
         now = time.monotonic()
-        for end, pid in [entry for entry in ends if entry[0] <= now]:
-            ends.remove([end, pid])
-            stopped.discard(int(pid))
-            tell(signal.SIGCONT, [int(pid)])
+        for pid in [pid for pid, end in stopped.items() if end <= now]:
+            del stopped[pid]
+            tell(signal.SIGCONT, [pid])
         for pid in family(pytest.pid):
             if pid not in stopped and random.random() < SHARE and runs(pid):
                 tell(signal.SIGSTOP, [pid])
-                stopped.add(pid)
-                ends.append([now + random.uniform(0.1, longest), pid])
+                stopped[pid] = now + random.uniform(0.1, longest)
                 count += 1
         time.sleep(TICK)
     tell(signal.SIGCONT, list(stopped))

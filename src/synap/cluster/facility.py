@@ -60,7 +60,7 @@ class Facility:
         return sorted(name.decode() for names in await self.all(calls) for name in names)
 
     def alone(self, name: str) -> None:
-        """Refuse a command in an atomic batch that looks at more than one partition, or asks more than once."""
+        """Refuse a command in an atomic batch that looks beyond one partition, or asks more than once."""
         if self.link.recording:
-            text = f"{name} looks at all partitions, so on a cluster it can't be part of an atomic batch: send it alone"
+            text = f"{name} looks beyond one partition: on a cluster it can't be part of an atomic batch, send it alone"
             raise SynapError("INVALID_REQUEST", text, {"command": name})

@@ -153,7 +153,8 @@ class Queues(Facility):
 
     def publish(self, p: c.QueuePublish, request: Request) -> Asked:
         check_name("queue", p.queue)
-        check_headers(p.headers or {})
+        if p.headers:
+            check_headers(p.headers)
         body = encode((p.headers or None, p.message))
         delay = b"%d" % round(p.delay * 1000) if p.delay else b"0"
         return self._publishes.ask(p.queue, Publishing(request, (b"%d" % p.priority, delay, body), p))
@@ -259,7 +260,7 @@ class Acknowledging(Asked):
 
 
 def id_text(id: str) -> bytes:
-    """Convert the id of a message that is named; no text would mean that none is, and so is no id's."""
+    """Convert a message's id. An empty one, which would mean that none is given, becomes one that no message has."""
     return id.encode() or b"-"
 
 

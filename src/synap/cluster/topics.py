@@ -273,6 +273,7 @@ class Topics(Facility):
             pass  # the next sign of life tries again
 
     async def _repair(self, number: int) -> None:
+        """Make our entries those of our subscriptions; read all anew where the registry has lost changes."""
         if number < self.mirror.number:
             self.mirror.number = 0
         await self._read(0)
