@@ -64,7 +64,7 @@ class Tls:
 
 
 def _fault(context: ssl.SSLContext, path: str) -> str | None:
-    """Return why all clients refuse a certificate, by a handshake with ourselves: it has expired, or isn't valid yet."""
+    """Return why clients refuse a certificate, by a handshake with ourselves: it has expired, or isn't valid yet."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.load_verify_locations(path)  # whoever signed it
