@@ -16,6 +16,7 @@ from tests.helpers.colour import coated, in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
 from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.seen import Seen
+from tests.helpers.streams import served
 
 TIMEOUT = 3.0
 """Seconds after which a call gives up that hears nothing."""
@@ -370,18 +371,14 @@ async def test_a_service_that_answers_garbage_gives_a_documented_error(garbage: 
             await writer.drain()
         except OSError:
             pass
-        finally:
-            writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    client = connect(colour, url=f"http://127.0.0.1:{port}", transport=lane, retries=0)
-    with impatient(client, 2), pytest.raises(SynapError) as caught:
-        await asyncio.wait_for(client.kv.set("key", 1), 2 + LATE)
+    async with served(answer) as port:
+        client = connect(colour, url=f"http://127.0.0.1:{port}", transport=lane, retries=0)
+        with impatient(client, 2), pytest.raises(SynapError) as caught:
+            await asyncio.wait_for(client.kv.set("key", 1), 2 + LATE)
+        await client.close()
     assert caught.value.code in synap.errors.CODES
     assert caught.value.message
-    await client.close()
-    server.close()
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
-from typing import Set
 
 import pytest
 
@@ -13,6 +12,7 @@ from synap import AsyncSynapClient
 from synap.errors import SynapError
 from synap.testing.cluster import ThrowawayCluster
 from tests.helpers.patience import PATIENCE
+from tests.helpers.streams import served
 
 CERTIFICATES = Path(__file__).parent.parent / "lanes" / "certs"
 
@@ -22,23 +22,15 @@ class Terminator:
 
     def __init__(self) -> None:
         self.target = 0
-        self.port = 0
-        self._tasks: Set[asyncio.Task[None]] = set()
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.load_cert_chain(CERTIFICATES / "cert.pem", CERTIFICATES / "key.pem")
 
-    async def start(self) -> asyncio.AbstractServer:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(CERTIFICATES / "cert.pem", CERTIFICATES / "key.pem")
-        server = await asyncio.start_server(self._meet, "127.0.0.1", 0, ssl=context)
-        self.port = server.sockets[0].getsockname()[1]
-        return server
-
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.target)
         try:
             await asyncio.gather(self._pass(reader, inner_writer), self._pass(inner_reader, writer))
         finally:
-            inner_writer.close()
-            writer.close()
+            inner_writer.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -56,26 +48,24 @@ class Terminator:
 
 async def test_a_cluster_that_speaks_tls_is_checked_and_used() -> None:
     terminator = Terminator()
-    server = await terminator.start()
-    options = ("--cluster-announce-port", str(terminator.port), "--cluster-announce-ip", "127.0.0.1")
-    loop = asyncio.get_running_loop()
-    cluster = ThrowawayCluster(options=options)
-    terminator.target = cluster.nodes[0].port
-    try:
-        await loop.run_in_executor(None, cluster.start)
-        url = f"valkeys://localhost:{terminator.port}"
-        engine = {"durability": "none", "engine_ca": str(CERTIFICATES / "cert.pem")}
-        async with AsyncSynapClient(url=url, engine=engine) as client:
-            await client.queue.publish("q", 1)
-            message = await client.queue.consume("q", timeout=PATIENCE)
-            assert message is not None
-            async with await client.stream.subscribe("r") as events:
-                await client.stream.publish("r", "e", 2)
-                assert (await asyncio.wait_for(events.__anext__(), PATIENCE)).data == 2
-        async with AsyncSynapClient(url=url, engine={"durability": "none"}, retries=0) as stranger:
-            with pytest.raises(SynapError, match="no node of the cluster can be reached"):
-                await stranger.kv.get("a")
-    finally:
-        await loop.run_in_executor(None, cluster.stop)
-        server.close()
-        await server.wait_closed()
+    async with served(terminator.meet, ssl=terminator.context) as port:
+        options = ("--cluster-announce-port", str(port), "--cluster-announce-ip", "127.0.0.1")
+        loop = asyncio.get_running_loop()
+        cluster = ThrowawayCluster(options=options)
+        terminator.target = cluster.nodes[0].port
+        try:
+            await loop.run_in_executor(None, cluster.start)
+            url = f"valkeys://localhost:{port}"
+            engine = {"durability": "none", "engine_ca": str(CERTIFICATES / "cert.pem")}
+            async with AsyncSynapClient(url=url, engine=engine) as client:
+                await client.queue.publish("q", 1)
+                message = await client.queue.consume("q", timeout=PATIENCE)
+                assert message is not None
+                async with await client.stream.subscribe("r") as events:
+                    await client.stream.publish("r", "e", 2)
+                    assert (await asyncio.wait_for(events.__anext__(), PATIENCE)).data == 2
+            async with AsyncSynapClient(url=url, engine={"durability": "none"}, retries=0) as stranger:
+                with pytest.raises(SynapError, match="no node of the cluster can be reached"):
+                    await stranger.kv.get("a")
+        finally:
+            await loop.run_in_executor(None, cluster.stop)

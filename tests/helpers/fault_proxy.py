@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Coroutine, List, NamedTuple, Optional, Set, Tuple, Type, TypeVar
 
 from tests.helpers.patience import PATIENCE
+from tests.helpers.streams import stop_listening
 
 __all__ = ["Fault", "FaultProxy"]
 
@@ -160,16 +161,13 @@ class FaultProxy:
 
     async def _close(self) -> None:
         assert self._server is not None
-        for listening in self._server.sockets:
-            # asyncio never closes a connection that it accepts in the turn in which its server is closed.
-            self._loop.remove_reader(listening.fileno())
+        await stop_listening(self._server)
         while others := asyncio.all_tasks() - {asyncio.current_task()}:  # those that are about to take one, too
             await asyncio.sleep(0)
             await self._drop(True)
             for task in self._tasks | self._taking:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
-        self._server.close()
         await asyncio.sleep(0)  # what was aborted is closed in the next turn
 
     async def _set(self, faults: List[Fault]) -> None:

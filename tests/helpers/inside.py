@@ -20,6 +20,7 @@ from synap.server.sniff import Sniffer
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.handshake import Hello
 from tests.helpers.frames import Frame, FrameReader
+from tests.helpers.streams import stop_listening
 
 
 class Line(asyncio.Transport):
@@ -132,7 +133,7 @@ async def running(place: Service) -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Sniffer(place, config, state, {}), "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
-    server.close()
+    await stop_listening(server)
     while place.connections:  # uvicorn's set tells nobody
         await asyncio.sleep(0)
 

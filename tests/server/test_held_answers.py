@@ -25,6 +25,7 @@ from tests.helpers.driver import AlwaysInline
 from tests.helpers.frames import Frame, FrameReader
 from tests.helpers.inside import Line, line
 from tests.helpers.raw import request
+from tests.helpers.streams import stop_listening
 
 
 class Gate(Log):
@@ -94,7 +95,7 @@ class Place:
             inside.abort()
         for client in self.clients:
             client.writer.close()
-        self.server.close()
+        await stop_listening(self.server)
         while self.service.connections:  # uvicorn's set tells nobody
             await asyncio.sleep(0)
 

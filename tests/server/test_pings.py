@@ -19,6 +19,7 @@ from synap.server.settings import ServerConfig
 from synap.server.sniff import Sniffer
 from synap.server.uvicorn_glue import PING_EVERY
 from synap.testing import TestClock
+from tests.helpers.streams import stop_listening
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
@@ -105,7 +106,7 @@ def with_peer(scenario: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
             await scenario(peer)
         finally:
             peer.writer.close()
-            server.close()
+            await stop_listening(server)
             while service.connections or state.tasks:  # uvicorn's sets tell nobody
                 await asyncio.sleep(0)
         assert not service.listeners
