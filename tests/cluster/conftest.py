@@ -13,6 +13,7 @@ from synap.cluster.options import EngineOptions
 from synap.cluster.sweeper import Sweeper
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking
+from tests.helpers.keys import hang_up as hang_up
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,29 @@ class File:
         keyfile.add(self.path, name, self.keys[name], grants, quota)
 
     def change(self, name: str, grants: list[str], quota: Quota = NONE) -> None:
-        keyfile.remove(self.path, name)
-        self.add(name, grants, quota)
+        """Replace a key's grants in one step: a service reads the file whenever it has changed."""
+        changed = self.path.with_name("changed.toml")
+        shutil.copy(self.path, changed)
+        keyfile.remove(changed, name)
+        keyfile.add(changed, name, self.keys[name], grants, quota)
+        changed.replace(self.path)
 
 
-spoken: list[Http] = []
+_spoken: list[Http] = []
 
 
 def speak(server: ThrowawayServer, key: str | None = None) -> Http:
-    """Open a keep-alive connection that ends with the test."""
-    spoken.append(Http(server) if key is None else Http(server, X_API_Key=key))
-    return spoken[-1]
+    """Open a keep-alive connection that ends with the test, in folders that have the fixture `hang_up`."""
+    _spoken.append(Http(server) if key is None else Http(server, X_API_Key=key))
+    return _spoken[-1]
+
+
+@pytest.fixture(autouse=True)
+def hang_up() -> Iterator[None]:
+    """Close the connections of `speak`."""
+    yield
+    while _spoken:
+        _spoken.pop().close()
 
 
 def refused(call: Callable[[], Any]) -> SynapError:

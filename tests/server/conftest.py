@@ -10,7 +10,7 @@ import pytest
 
 from synap.server import native
 from synap.testing.server import ThrowawayServer
-from tests.helpers.keys import spoken
+from tests.helpers.keys import hang_up as hang_up
 from tests.helpers.raw import Http, Native
 
 Serve = Callable[..., ThrowawayServer]
@@ -52,13 +52,6 @@ def attach(server: ThrowawayServer) -> Iterator[Attach]:
 def endless_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a connection of this process do all that came in one read at once, however slow the machine is."""
     monkeypatch.setattr(native, "SECONDS", float("inf"))
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    yield
-    while spoken:
-        spoken.pop().close()
 
 
 def name() -> str:
