@@ -303,7 +303,7 @@ def parse_url(url: str) -> Target:
         return Target("memory", path=parts.netloc + parts.path)
     if scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
-            raise invalid_option("url", "file:///directory with three slashes", url)
+            raise invalid_option("url", "file:///directory with three slashes", without_secret(url))
         path = local_path(parts.path, windows=os.name == "nt")
         try:
             named = b"\0" not in os.fsencode(path)

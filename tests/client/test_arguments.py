@@ -213,6 +213,7 @@ SECRET_URLS = [
     "user:hush@10.0.0.1:6379",
     "wrong://user:hush://hush@host",
     "http://user:hush@host",
+    "file://user:hush@host/path",
     "http://host:1/?api_key=hush",
     "http://host:1/#hush",
     "valkey://user:hush?@host:nonsense",

@@ -13,7 +13,7 @@ from typing import Any, List, Optional, Sequence
 import pytest
 
 from synap.errors import SynapError
-from synap.storage import checkpointing, store
+from synap.storage import checkpointing, store, writer
 from synap.storage.checkpointing import FIRST_PAGES, MOST_PAGES
 from synap.storage.layout import WAL
 from synap.storage.store import FRAME
@@ -182,3 +182,50 @@ def test_a_disk_that_fails_while_the_file_is_made_longer_leaves_nobody_locked_ou
             service.log.store.lengthen(MOST_PAGES)
         disk.fails = 0
         write(service, 10)
+
+
+def test_where_no_thread_can_be_started_the_log_is_still_copied(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: List[str] = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "synap-checkpoint":
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(checkpointing, "CHECKPOINT_PAGES", 50)
+    with Service(str(tmp_path / "data")) as service:
+        disk = Disk(service.log.store)
+        write(service)
+        service.wait_until(lambda: len(refused) > 1)
+        assert sum("wal_checkpoint" in sql for sql in disk.seen) > 1
+        assert service.log.trouble is None
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_made_later(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread ended then, and what waited for it waited for ever."""
+    made: List[str] = []
+    connect = store.connect
+
+    class Short:
+        def __init__(self, path: str) -> None:
+            self._connection = connect(path)
+            self.close = self._connection.close
+
+        def execute(self, sql: str) -> Any:
+            made.append(sql)
+            if len(made) == 1:
+                raise MemoryError
+            return self._connection.execute(sql)
+
+    monkeypatch.setattr(checkpointing, "connect", Short)
+    monkeypatch.setattr(checkpointing, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(writer, "LAST_RETRY", 0.0)
+    with Service(str(tmp_path / "data")) as service:
+        while len(made) < 3:
+            write(service, 10)
+        assert service.log.trouble is None

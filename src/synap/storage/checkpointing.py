@@ -76,7 +76,7 @@ class Checkpointer:
     def run(self) -> None:
         """Start a checkpoint, or reuse the log's file, or make it longer.
 
-        Raises sqlite3.Error where the last checkpoint failed, `Unsynced`.
+        Without a thread for it, a checkpoint is run here. Raises what the last checkpoint failed with, `Unsynced`.
         """
         error, self._error = self._error, None
         if error is not None:
@@ -94,11 +94,23 @@ class Checkpointer:
             self._length += store.pages
             store.pages = 0
             self._copied = False
-            self._idle.clear()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="synap-checkpoint", daemon=True)
-                self._thread.start()
+                self._thread = self._started()
+            if self._thread is None:
+                if store.checkpoint():
+                    self._length = 0
+                return
+            self._idle.clear()
             self._asked.release()
+
+    def _started(self) -> Optional[threading.Thread]:
+        """Start the thread; None where none can be started: there are as many as there may be."""
+        thread = threading.Thread(target=self._work, name="synap-checkpoint", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return None
+        return thread
 
     def holds_back(self) -> bool:
         """Whether `hold_back` would wait."""
@@ -120,24 +132,20 @@ class Checkpointer:
             self._thread = None
 
     def _work(self) -> None:
-        try:
-            connection = connect(self._store.path)
-        except sqlite3.Error as error:
-            self._error = error
-            self._idle.set()
-            self._thread = None
-            return
+        connection: Optional[sqlite3.Connection] = None
         try:
             while True:
                 self._asked.acquire()
                 if self._ended:
                     return
                 try:
+                    connection = connection or connect(self._store.path)
                     _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                     self._length = max(length, 0)
                     self._copied = True
-                except sqlite3.Error as error:
+                except Exception as error:  # whatever it was, somebody may be waiting
                     self._error = error
                 self._idle.set()
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()

@@ -32,6 +32,8 @@ from synap.storage.store import FULL, NO_SPACE, Store, Trouble, diagnose, refuse
 
 _log = logging.getLogger("synap.storage")
 
+_MAY_FAIL = (sqlite3.Error, OSError, OverflowError, MemoryError)
+"""Of what no answer waits for; anything else is a fault in the code, and ends the log."""
 GROUP = 4 * 1024 * 1024
 """The most bytes of one row, unless one turn alone has more."""
 TASKS = 4
@@ -413,7 +415,7 @@ class LogWriter(Log):
         """Do something that no answer waits for; if it fails, the current snapshot is given up."""
         try:
             run()
-        except (sqlite3.Error, OSError, OverflowError, MemoryError) as error:
+        except _MAY_FAIL as error:
             self._chore_failed(error)
 
     def _has_chore(self) -> bool:
@@ -430,7 +432,7 @@ class LogWriter(Log):
             elif self.snapshots.has_cleanup():
                 self.snapshots.clean_up()
                 self._crash("inside-cleanup")
-        except (sqlite3.Error, OSError) as error:
+        except _MAY_FAIL as error:
             self._chore_failed(error)
 
     def _chore_failed(self, error: BaseException) -> None:
