@@ -85,3 +85,24 @@ def test_a_lock_without_a_thread_that_renews_it_is_given_back(monkeypatch: pytes
         assert not lock.held
         assert lock.acquire(wait=0)
         lock.release()
+
+
+def test_an_engine_in_this_process_keeps_time_as_soon_as_a_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, refused = threading.Thread.start, [True]
+
+    def refuse(thread: threading.Thread) -> None:
+        if refused[0] and thread.name == "synap-timekeeper":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with SynapClient(url="memory://") as client:
+        assert client.queue.publish("q", 1, delay=0.1).message_id
+        assert client.queue.publish("q", 2, delay=60).message_id
+        refused[0] = False
+        client.kv.set("k", "any turn of the engine starts it")
+        message = client.queue.consume("q", timeout=PATIENCE)
+        assert message is not None
+        assert message.message == 1

@@ -220,6 +220,9 @@ class Host:
         """Process what is due by now: the host asked for this call through its alarm. A turn of its own."""
         self.end_turn()
 
+    def rearm(self) -> None:
+        """Set the alarm again at the end of the next turn, since it has fired or was lost."""
+
     def resume(self, session: Session, subscription_id: int) -> bool:
         """Push further events to a subscription; returns whether it is up to date."""
         raise NotImplementedError

@@ -320,7 +320,6 @@ class EngineHost(LoggedHost):
     # ------------------------------------------------------------------------------------------ time
 
     def rearm(self) -> None:
-        """Set the alarm again at the end of the next turn, since it has fired or was lost."""
         self._alarm_at = None
         self._horizon.moved = True
 

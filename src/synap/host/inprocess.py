@@ -59,8 +59,13 @@ class LocalHost:
         if due is None or not self._begun:
             return
         if self._timekeeper is None:
-            self._timekeeper = threading.Thread(target=self._keep_time, name="synap-timekeeper", daemon=True)
-            self._timekeeper.start()
+            timekeeper = threading.Thread(target=self._keep_time, name="synap-timekeeper", daemon=True)
+            try:
+                timekeeper.start()
+            except RuntimeError:  # there are as many as there may be: the next turn tries again
+                self.host.rearm()
+            else:
+                self._timekeeper = timekeeper
         elif self._waits_until is None or due < self._waits_until:
             self._changed.notify()
 
