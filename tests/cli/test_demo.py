@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import math
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from synap import AsyncSynapClient, StreamEvent
 from synap.cli.app import run
-from synap.demo import check, library, names
+from synap.demo import check, library, names, worker
 from synap.demo import run as course
 from synap.demo.display import LiveScreen, PlainScreen, picture, summary
 from synap.demo.processes import end_all
@@ -223,6 +224,30 @@ async def test_a_worker_is_killed_in_the_middle_even_by_a_demo_that_sees_the_wor
     assert outcome.verdict.good
     assert outcome.progress.victim == "worker-2"
     assert outcome.redelivered >= outcome.progress.lost >= 1
+
+
+async def test_the_victim_hangs_by_how_far_all_have_come() -> None:
+    """On a busy machine the others may do nearly all of the work: it hung only after a share of its own."""
+    (slow, size), (other, _) = library.files(2)
+    async with AsyncSynapClient("memory://") as client:
+
+        async def give(path: str) -> None:
+            await client.queue.publish(names.QUEUE, {"path": path, "size": size, "class": "small"})
+
+        for number in range(4):  # what others did
+            await client.stream.publish(names.ROOM, names.HASHED, {"path": str(number), "worker": "worker-1"})
+        workers = [asyncio.ensure_future(worker.work(client, "worker-2", 4))]
+        await give(slow)
+        while (await client.stream.stats(names.ROOM)).newest_offset < 4:
+            await asyncio.sleep(0)
+        workers.append(asyncio.ensure_future(worker.work(client, "worker-1", math.inf)))
+        await give(other)
+        while not (await client.kv.get(names.key(other))).found:
+            await asyncio.sleep(0)
+        assert not (await client.kv.get(names.key(slow))).found
+        for one in workers:
+            one.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
 def test_the_library_is_every_file_but_what_others_installed() -> None:

@@ -313,11 +313,11 @@ def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
     app = celery.Celery("many", broker=broker, backend=broker)
     app.conf.update(broker_connection_retry_on_startup=True, result_backend_thread_safe=True)
 
-    @app.task
+    @app.task(shared=False)
     def number(number: int) -> int:
         return number
 
-    @app.task
+    @app.task(shared=False)
     def total(numbers: List[int]) -> int:
         return sum(numbers)
 

@@ -156,9 +156,10 @@ class Demo:
         progress.to_kill = settings.kill and settings.workers > 1
         for number in range(1, settings.workers + 1):
             name = f"worker-{number}"
-            # The victim hangs with the tasks that it has then, so that it has some however late it is killed.
-            hangs_after = len(self.files) * self.kill_at / settings.workers if name == self._victim() else math.inf
-            numbers = map(str, (slots, self.retries, hangs_after))
+            # The victim hangs with tasks of its own, so that it has some however late it is killed. It knows by the
+            # events, of which each task has two, how far all have come.
+            hangs_from = 2 * len(self.files) * self.kill_at if name == self._victim() else math.inf
+            numbers = map(str, (slots, self.retries, hangs_from))
             child = self._spawn(name, "synap.demo.worker", self._url(number), name, *numbers)
             self.workers[name] = child
             progress.workers[name] = Worker(name, child.process.pid)

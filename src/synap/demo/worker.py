@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import sys
-from typing import Any, Dict, Iterator
+from typing import Any, Dict
 
 from synap import AsyncSynapClient, ConnectionError, MessageNotFoundError
 from synap.demo import library, names
 from synap.demo.processes import lifeline
 
 
-async def work(client: AsyncSynapClient, name: str, begun: Iterator[int], hangs_after: float) -> None:
-    """Handle tasks one after the other, for ever. `begun` counts the worker's; it hangs after `hangs_after` of them."""
+async def work(client: AsyncSynapClient, name: str, hangs_from: float) -> None:
+    """Handle tasks one after the other, for ever; hang with one that begins at event `hangs_from` or later."""
     while True:
         message = await client.queue.consume(names.QUEUE, timeout=30, ack_deadline=names.ACK_DEADLINE)
         if message is None:
@@ -28,8 +27,8 @@ async def work(client: AsyncSynapClient, name: str, begun: Iterator[int], hangs_
         task: Dict[str, Any] = message.message
         path = task["path"]
         note = {"path": path, "worker": name, "retry": message.retry_count}
-        await client.stream.publish(names.ROOM, names.STARTED, note)
-        if next(begun) > hangs_after:
+        started = await client.stream.publish(names.ROOM, names.STARTED, note)
+        if started.offset >= hangs_from:
             await asyncio.get_running_loop().create_future()
         digest = library.digest(path)
         await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
@@ -43,12 +42,11 @@ async def work(client: AsyncSynapClient, name: str, begun: Iterator[int], hangs_
             continue
 
 
-async def run(url: str, name: str, slots: int, retries: int, hangs_after: float) -> None:
-    """Work on up to `slots` tasks at once until the demo ends; hang with those begun after the first `hangs_after`."""
+async def run(url: str, name: str, slots: int, retries: int, hangs_from: float) -> None:
+    """Work on up to `slots` tasks at once until the demo ends; hang with those begun at event `hangs_from` or later."""
     async with AsyncSynapClient(url=url, pool_size=slots + 1, retries=retries, retry_max_delay=1.0) as client:
         await client.stream.publish(names.ROOM, names.JOINED, {"worker": name})
-        begun = itertools.count(1)
-        await asyncio.gather(*(work(client, name, begun, hangs_after) for _ in range(slots)))
+        await asyncio.gather(*(work(client, name, hangs_from) for _ in range(slots)))
 
 
 if __name__ == "__main__":
