@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
 
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from synap.lanes import upgrades
 from synap.testing import plugin
 from synap.testing.server import SERVER_PYTHON, ThrowawayServer, can_serve
+from tests.helpers.patience import PATIENCE
 from tests.helpers.still_rates import StillRates
 
 if TYPE_CHECKING:
@@ -82,6 +84,9 @@ def leaves_nothing_open() -> Iterator[None]:
     """Blame what nobody closed on the test that left it; `PYTHONTRACEMALLOC=20` says where it was opened."""
     level, handlers = logging.root.level, logging.root.handlers[:]
     yield
+    end = time.monotonic() + PATIENCE
+    while not gc.isenabled() and time.monotonic() < end:  # a thread that opens a directory does without for a moment
+        time.sleep(0.01)
     collected, left = gc.isenabled(), (logging.root.level, logging.root.handlers[:])
     gc.enable()
     gc.collect()
