@@ -12,13 +12,12 @@ Take = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 """What is done with a connection. It is ended when that returns."""
 
 
-async def stop_listening(server: asyncio.AbstractServer) -> None:
+async def stop_listening(server: asyncio.Server) -> None:
     """Close a server.
 
     asyncio never closes a connection that it accepts in the turn in which its server is closed: none is accepted any
     more, and those that were are made first.
     """
-    assert isinstance(server, asyncio.Server)
     loop = asyncio.get_running_loop()
     for listening in server.sockets:
         loop.remove_reader(listening.fileno())
