@@ -33,7 +33,7 @@ from synap.storage.store import FULL, NO_SPACE, Store, Trouble, diagnose, refuse
 _log = logging.getLogger("synap.storage")
 
 _MAY_FAIL = (sqlite3.Error, OSError, OverflowError, MemoryError)
-"""Of what no answer waits for; anything else is a fault in the code, and ends the log."""
+"""How work that no answer waits for may fail; anything else is a fault in the code, and ends the log."""
 GROUP = 4 * 1024 * 1024
 """The most bytes of one row, unless one turn alone has more."""
 TASKS = 4
