@@ -8,7 +8,7 @@ import pytest
 
 from synap import commands as c
 from synap.engine.callers import MISSING, STEP
-from synap.engine.engine import MOST_STEPS, Limits
+from synap.engine.engine import MOST_RECIPIENTS, MOST_STEPS, Limits
 from synap.engine.priorities import EXAMINED
 from synap.errors import SynapError
 from tests.helpers.world import Client, World, dumped, on_disk, picture
@@ -85,6 +85,26 @@ def test_looking_into_a_queue_of_messages_that_came_back_counts_in_an_atomic_bat
         world(c.QueueNack("q", message.message_id))
     outcomes = world.batch(*[c.QueuePeek("q", limit=1)] * MOST_STEPS, atomic=True)
     assert MOST_STEPS // 5 <= outcomes.index("PAYLOAD_TOO_LARGE") < MOST_STEPS // 3
+
+
+def test_what_an_atomic_batch_pushes_is_limited(world: World) -> None:
+    followers = [Client() for _ in range(1_001)]
+    for number, follower in enumerate(followers):
+        world(c.StreamSubscribe("r"), follower)
+        world(c.PubSubSubscribe(["#"]), follower)
+        world(c.QueueConsume(f"q{number % 5}", 60), follower, 1)
+    few, many = MOST_RECIPIENTS // len(followers), MOST_RECIPIENTS // len(followers) + 1
+    for publish in (c.StreamPublish("r", "t", X), c.PubSubPublish("a", X)):
+        before = picture(world.engine)
+        outcomes = world.batch(c.KvIncr("n"), *[publish] * many, c.KvIncr("n"), atomic=True)
+        assert outcomes == [*["BATCH_ABORTED"] * many, "PAYLOAD_TOO_LARGE", "BATCH_ABORTED"]
+        assert picture(world.engine) == before
+    assert [follower.pushed for follower in followers if follower.pushed] == []
+    world.batch(*[c.StreamPublish("r", "t", X)] * (few // 2), *[c.PubSubPublish("a", X)] * (few // 2), atomic=True)
+    assert {len(follower.pushed) for follower in followers} == {few // 2 * 2}
+    world.batch(*[c.QueueDelete(f"q{number}") for number in range(5)], c.StreamDelete("r"), atomic=True)
+    assert {len(follower.errors) for follower in followers} == {1}
+    assert {len(follower.ends) for follower in followers} == {1}
 
 
 def test_a_broken_engine_is_put_back_before_the_failure_is_reported(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
 from typing import Any, List, Tuple
 
 import msgspec
@@ -23,8 +25,8 @@ from synap.engine.callers import STEP, run
 from synap.engine.engine import Engine
 from synap.engine.journal import Journal
 from synap.errors import SynapError
-from synap.host import EngineHost, Output, Session
-from synap.host.batches import HINTS, MEASURES, Batching, execute_batch
+from synap.host import EngineHost, Output, Session, batches
+from synap.host.batches import HINTS, MEASURES, MOST_SECONDS, Batching, execute_batch
 from synap.shapes import SMALL, estimator
 from synap.wire.codec import CODECS
 
@@ -130,6 +132,22 @@ def test_an_atomic_batch_whose_answers_are_too_large_together_does_nothing() -> 
     assert outcomes.count("PAYLOAD_TOO_LARGE") == 1
     assert outcomes.count("BATCH_ABORTED") == 70
     assert engine.keys.values["n"] == b"1"
+
+
+def test_an_atomic_batch_that_takes_too_long_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = iter(range(10**9))
+    engine = Engine(ids=lambda: next(numbers))
+    session, codec = Caller(EngineHost(engine), CODECS["json"]), CODECS["json"]
+    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    write = ("kv.incr", {"key": "n"})
+    taken, passed = itertools.count(), itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: 0.0, thread_time=lambda: next(taken) * MOST_SECONDS / 10)
+    monkeypatch.setattr(batches, "time", clock)
+    assert answered(session, codec, [write] * 100) == ["success"] * 100
+    clock.perf_counter = lambda: next(passed) * MOST_SECONDS * 2  # else no more processor time can have passed either
+    outcomes = answered(session, codec, [write] * 100)
+    assert outcomes == [*["BATCH_ABORTED"] * 10, "PAYLOAD_TOO_LARGE", *["BATCH_ABORTED"] * 89]
+    assert engine.keys.values["n"] == b"100"
 
 
 def test_what_an_earlier_attempt_was_answered_counts_in_a_batch_that_goes_on() -> None:

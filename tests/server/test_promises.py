@@ -17,11 +17,11 @@ from synap.commands import COMMANDS
 from synap.commands.batch import MAX_BATCH
 from synap.commands.fields import MAX_HEADERS
 from synap.engine.callers import STEP
-from synap.engine.engine import MOST_STEPS
+from synap.engine.engine import MOST_RECIPIENTS, MOST_STEPS
 from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import CODES, SynapError
-from synap.host.batches import MAX_ATOMIC, MOST_LISTED
+from synap.host.batches import MAX_ATOMIC, MOST_LISTED, MOST_SECONDS
 from synap.server.native_requests import MAX_WAITING
 from synap.server.settings import OPTIONS, ServerConfig
 from synap.server.transit import LEAST, SHARE
@@ -176,6 +176,8 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "what the long commands of an atomic batch go over: keys, messages of deep queues, names, patterns": (
             f"about {MOST_STEPS * STEP:,}"
         ),
+        "subscriptions that an atomic batch pushes to, counted for each of its commands": f"{MOST_RECIPIENTS:,}",
+        "processor time of an atomic batch": f"{MOST_SECONDS:g} s",
         "unfinished bodies, untaken answers and what is being translated or compressed, of all peers together": (
             f"a quarter of `--memory-limit`, at least {LEAST // 1024**2} MiB"
         ),

@@ -139,21 +139,25 @@ class Caller:
 class Effects:
     """Side effects (answers to waiters, pushes): run at once, or, while an atomic batch runs, once it has succeeded."""
 
-    __slots__ = ("held",)
+    __slots__ = ("held", "recipients")
 
     def __init__(self) -> None:
         self.held: Optional[List[Tuple[Callable[..., Any], Tuple[Any, ...]]]] = None
+        self.recipients = 0
+        """To how many waiters and subscriptions the deferred effects go."""
 
-    def do(self, effect: Callable[..., Any], *arguments: Any) -> None:
-        """Run `effect` now, or defer it until `release`."""
+    def do(self, effect: Callable[..., Any], *arguments: Any, to: int = 1) -> None:
+        """Run `effect` now, or defer it until `release`; it goes `to` so many waiters or subscriptions."""
         if self.held is None:
             effect(*arguments)
         else:
             self.held.append((effect, arguments))
+            self.recipients += to
 
     def hold(self) -> None:
         """Defer effects from here on."""
         self.held = []
+        self.recipients = 0
 
     def drop(self) -> None:
         """Discard the deferred effects."""

@@ -56,6 +56,8 @@ _kind = itemgetter(0)
 
 MOST_STEPS = 2_000
 """The most steps that the commands of an atomic batch take: each goes over 500 items or so, and all are one turn."""
+MOST_RECIPIENTS = 100_000
+"""To how many subscriptions, and waiting consumers, the commands of an atomic batch may push, each time counted."""
 
 _WORK = 250
 """The most that one call of `Engine.advance` processes, of each kind."""
@@ -185,6 +187,8 @@ class Engine:
                 if isinstance(answer, GeneratorType):
                     answer = _finished(answer, left)
                 check(answer)
+                if self.effects.recipients > MOST_RECIPIENTS:
+                    raise _too_much(f"push to more than {MOST_RECIPIENTS:,} subscriptions", MOST_RECIPIENTS)
                 outcomes.append(c.BatchOutcome("success", answer))
         except BaseException as error:
             self.effects.drop()
@@ -400,9 +404,14 @@ def _finished(steps: Steps, left: Iterator[int]) -> Any:
     """Run the steps of one command of an atomic batch, as long as some are `left`; returns its answer."""
     answer = run(until(steps, lambda: next(left, None) is None))
     if answer is None:
-        text = f"the commands up to this one go over about {MOST_STEPS * STEP:,} items, the most of an atomic batch"
-        raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; nothing was done", {"limit": MOST_STEPS * STEP})
+        limit = MOST_STEPS * STEP
+        raise _too_much(f"go over about {limit:,} items, the most of an atomic batch", limit)
     return answer
+
+
+def _too_much(what: str, limit: int) -> SynapError:
+    """Build the error for an atomic batch whose commands do too much together."""
+    return SynapError("PAYLOAD_TOO_LARGE", f"the commands up to this one {what}; nothing was done", {"limit": limit})
 
 
 def aborted(count: int, place: int, error: SynapError) -> c.BatchAnswer:

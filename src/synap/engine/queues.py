@@ -86,7 +86,7 @@ class Queues:
         self.store.delete(queue)
         if queue.waiters:
             gone = QueueNotFoundError("QUEUE_NOT_FOUND", f"the queue {p.queue!r} was deleted", {"queue": p.queue})
-            self.deliveries.effects.do(self.deliveries.refuse, queue, gone)
+            self.deliveries.effects.do(self.deliveries.refuse, queue, gone, to=len(queue.waiters))
         return c.QueueDeletedAnswer(True)
 
     def purge(self, p: c.QueuePurge, now: float) -> c.PurgedAnswer:

@@ -74,7 +74,7 @@ class Streams:
             if self.effects.held is None:
                 self._push(room, event)
             else:
-                self.effects.do(self._push, room, event)
+                self.effects.do(self._push, room, event, to=len(room.subscriptions))
         return c.PublishEventAnswer(event.event_id, event.offset, len(room.subscriptions))
 
     def subscribe(self, p: c.StreamSubscribe, now: float, caller: Caller) -> c.SubscribedToRoom:
@@ -161,7 +161,7 @@ class Streams:
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM_GONE, room.name))
         if room.subscriptions:
-            self.effects.do(self._end, room)
+            self.effects.do(self._end, room, to=len(room.subscriptions))
         if len(room.events) > STEP:
             self.effects.do(self.leftovers.hold, room, taken_apart(room.events))
         return c.RoomDeletedAnswer(True)

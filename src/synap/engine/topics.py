@@ -118,7 +118,7 @@ class Topics:
             listeners = {id: one for id, one in listeners.items() if id in self.subscriptions}
         value: bytes = p.message
         item = c.TopicMessage(topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
-        self.effects.do(self._push, list(listeners.values()), item)
+        self.effects.do(self._push, list(listeners.values()), item, to=len(listeners))
         return c.TopicPublishAnswer(message_id, topic, len(listeners))
 
     def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> Union[c.SubscribedToTopics, Steps]:
