@@ -153,13 +153,27 @@ async def test_a_queue_name_that_is_empty_or_too_long_is_refused(client: AsyncSy
 # ---- delay
 
 
+async def test_a_message_that_is_there_is_taken_however_short_the_wait(client: AsyncSynapClient, name: str) -> None:
+    moment = 1e-6
+    assert await client.queue.consume(name, moment) is None  # from now on a consume of a cluster waits for a hint
+    for number in range(20):
+        await client.queue.publish(name, number)
+        if number % 2:
+            taken = await client.queue.consume(name, moment)
+        else:
+            taken = (await client.queue.consume_many([name], timeout=moment))[0]
+        assert taken is not None
+        assert taken.message == number
+
+
 async def test_a_queue_has_a_name_that_its_dead_letters_can_be_named_after(client: AsyncSynapClient, name: str) -> None:
     queue = name + "q" * (256 - len(name))
-    await client.queue.consume(name, 0.01)  # from now on a consume of a cluster waits without asking first
+    await client.queue.consume(name, 0.01)  # from now on a long consume of a cluster waits without asking first
     for refused in (
         client.queue.publish(queue, 1),
         client.queue.consume(queue),
         client.queue.consume(queue, 0.01),
+        client.queue.consume(queue, 60),
         client.queue.consume_many([queue]),
         client.queue.create(queue),
     ):

@@ -227,5 +227,5 @@ def test_refusals_in_the_audit_log_are_few_and_say_how_many_were_left_out(tmp_pa
     audit.refused("UNAUTHORIZED", {"key": "", "address": "127.0.0.1", "lane": "http"}, "sign in")
     lines = audit_lines(tmp_path / "audit.jsonl")
     assert sum(line.get("left_out", 0) for line in lines) + len(lines) == 5_001
-    audit.done({"key": "ops", "address": "127.0.0.1", "lane": "http"}, "backup")
+    audit.done({"key": "ops", "address": "127.0.0.1", "lane": "http"}, "backup", "ok")
     assert audit_lines(tmp_path / "audit.jsonl")[-1]["what"] == "backup", "what was done is never left out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -61,6 +62,29 @@ def test_no_more_backups_at_once_than_there_is_room_for(serve: Serve, tmp_path: 
     for one in deaf:
         one.close()
     assert service.stop() == 0
+
+
+def test_the_audit_log_tells_how_a_backup_ended(serve: Serve, tmp_path: Path) -> None:
+    audit, data = tmp_path / "audit.jsonl", tmp_path / "data"
+    service = serve("--audit-log", str(audit), data=data)
+
+    def told() -> list[str]:
+        lines = [json.loads(line) for line in audit.read_text().splitlines()]
+        return [line["outcome"] for line in lines if line["what"] == "backup"]
+
+    with SynapClient(url=service.url) as client:
+        for number in range(16):
+            client.kv.set(f"key:{number}", LARGE)
+    with dial(service) as cut:
+        cut.sendall(ASK)
+        assert b" 200 " in read_head(cut)
+        assert told() == ["under_way"]
+    wait_for(lambda: told() == ["under_way", "withdrawn"])
+    http = Http(service)
+    assert http.request("GET", "/api/v1/admin/backup").status == 200
+    wait_for(lambda: told()[2:] == ["under_way", "ok"])
+    service.kill()
+    http.close()
 
 
 def test_a_backup_is_of_the_directory_that_the_engine_s_url_names(serve: Serve, tmp_path: Path) -> None:

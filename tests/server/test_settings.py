@@ -130,6 +130,18 @@ def test_a_value_that_cannot_be_used_is_refused_with_what_would_be_right(option:
     assert rule in message
 
 
+def test_a_value_that_cannot_be_used_is_refused_with_where_it_was_said(tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text('port = "many"\n')
+    rule = "port must be a whole number, got"
+    assert refusal(config=file).message == f"{file}: {rule} 'many'"
+    assert refusal(environ={"SYNAP_CONFIG": str(file)}).message == f"{file}: {rule} 'many'"
+    assert refusal(config=file, environ={"SYNAP_PORT": "more"}).message == f"SYNAP_PORT: {rule} 'more'"
+    assert refusal({"port": "x"}, config=file, environ={"SYNAP_PORT": "more"}).message == f"{rule} 'x'"
+    assert refusal(environ={"SYNAP_API_KEY": "\n"}).message.startswith("SYNAP_API_KEY: api_keys must be printable")
+    assert refusal(environ={"SYNAP_HOST": "0.0.0.0"}).message.startswith("SYNAP_HOST: host '0.0.0.0' can be reached")
+
+
 @pytest.mark.parametrize("text", ["port = " + "9" * 5000, "port = " + "[" * 5000, "port = 1\nport = 2"])
 def test_a_file_that_is_no_toml_is_refused_whatever_its_parser_raises(text: str, tmp_path: Path) -> None:
     file = tmp_path / "synap.toml"

@@ -55,7 +55,7 @@ def keyed(tmp_path: Path, target: Path) -> None:
 
 
 def audited(tmp_path: Path, target: Path) -> None:
-    Audit(str(target)).done({"key": "a", "address": "", "lane": ""}, "backup")
+    Audit(str(target)).done({"key": "a", "address": "", "lane": ""}, "backup", "ok")
 
 
 WRITERS = [exported, keyed, audited]

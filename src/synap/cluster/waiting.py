@@ -26,6 +26,10 @@ from synap.engine.queues import acked_twice, no_message
 from synap.engine.queuestore import SUFFIX, no_queue
 from synap.errors import SynapError
 
+ASKED_FIRST = 1.0
+"""A consume that waits for fewer seconds asks once before: its time could be up before the first answer, and what is
+there, or that the queue's name is refused, wouldn't be told."""
+
 
 class Consumers:
     """`queue.consume` and `queue.consume_many`, and the lines of those who wait."""
@@ -147,7 +151,8 @@ class Consumers:
             lease = b"" if ack_deadline is None else milliseconds(ack_deadline)
             waiter = Waiter(request, queues, lease, most)
             ack = (b"", b"") if settled is None else (id_text(settled), lease_text(settled_lease))
-            if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
+            listening = timeout >= ASKED_FIRST and settled is None
+            if listening and all(self.channels.ready(self._channel(queue)) for queue in queues):
                 return await self._wait(waiter, timeout)
             taken: List[Taking] = []
             found: List[Delivery] = []

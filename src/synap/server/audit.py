@@ -128,9 +128,9 @@ class Audit:
                     yield
         self._put(lines)
 
-    def done(self, who: Mapping[str, str], what: str) -> None:
+    def done(self, who: Mapping[str, str], what: str, outcome: str) -> None:
         """Record an action that isn't a command, such as a backup."""
-        self._put([_line(_head(who), what, (), "ok")])
+        self._put([_line(_head(who), what, (), outcome)])
 
     def _put(self, lines: list[str]) -> None:
         try:

@@ -7,10 +7,16 @@ from contextlib import suppress
 
 from synap.errors import AuthenticationError, SynapError
 from synap.server.http_exchange import Exchange
+from synap.server.service import UNDER_WAY, WITHDRAWN, Principal, Service
 from synap.storage import backup
 
 MOST = 4
 """Backups at a time."""
+
+
+def _tell(service: Service, principal: Principal, outcome: str) -> None:
+    if service.audit is not None:
+        service.audit.done(principal.audit_fields(), "backup", outcome)
 
 
 async def send(exchange: Exchange) -> None:
@@ -29,8 +35,8 @@ async def send(exchange: Exchange) -> None:
     if service.copies >= MOST:
         raise SynapError("SERVICE_UNAVAILABLE", f"{MOST} backups are under way already", {"retry_after": 5.0})
     service.copies += 1
-    if service.audit is not None:
-        service.audit.done(principal.audit_fields(), "backup")
+    _tell(service, principal, UNDER_WAY)
+    outcome = WITHDRAWN
     loop = asyncio.get_running_loop()
 
     def look(done: int, total: int) -> None:  # a stop waits for the thread
@@ -39,6 +45,7 @@ async def send(exchange: Exchange) -> None:
 
     pieces = backup.stream(service.config.data, progress=look)
     started = False
+    gone = asyncio.ensure_future(exchange.gone())  # else what is sent to nobody would count as sent
     try:
         # The copy is complete before its first piece is sent, so an error can still be answered with a status.
         piece = await loop.run_in_executor(None, next, pieces, b"")
@@ -47,19 +54,25 @@ async def send(exchange: Exchange) -> None:
         started = True
         while piece:
             exchange.admit_again(principal)
-            if not principal.access.admin:
+            if not principal.access.admin or gone.done():
                 raise ConnectionResetError
             sending = exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.wait_for(sending, service.config.idle_timeout)
             piece = await loop.run_in_executor(None, next, pieces, b"")
+        if gone.done():
+            raise ConnectionResetError
         await exchange.send({"type": "http.response.body", "body": b""})
+        outcome = "ok"
     except (OSError, AuthenticationError, asyncio.TimeoutError) as error:
         if started:
             # The copy is incomplete: end the connection without the last chunk, so that the client notices.
             raise ConnectionResetError from error
         why = getattr(error, "strerror", None) or error
-        raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {why}") from None
+        outcome = "SERVICE_UNAVAILABLE"
+        raise SynapError(outcome, f"no copy can be made: {why}") from None
     finally:
+        gone.cancel()
+        _tell(service, principal, outcome)
         with suppress(ValueError):  # a stop: the thread is still at it, and removes the copy once it looks
             await loop.run_in_executor(None, pieces.close)  # removes the copy
         service.copies -= 1

@@ -60,7 +60,7 @@ _TAKEN_AWAY = "this key has no grant for it any more"
 WITHDRAWN = "withdrawn"
 """The outcome in the audit log of a command that was given up or cut off: what it had done by then stays done."""
 UNDER_WAY = "under_way"
-"""The outcome of a command that was not awaited any longer, since too many were."""
+"""The outcome of a command that was not awaited any longer, since too many were; and of a backup that begins."""
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 KEPT = 256 * 1024

@@ -284,19 +284,31 @@ def load(
     """Build the configuration from `overrides` (None: not given), the environment, the TOML file and the defaults.
 
     Without `config`, the file that `SYNAP_CONFIG` names. Raises `INVALID_REQUEST` for an unknown name, with the nearest
-    known one, and for an invalid value.
+    known one, and for an invalid value, with the variable or file it came from.
     """
     values = _read_credentials(environ)
+    sources = dict.fromkeys(values, "a credential")
     path = config or environ.get("SYNAP_CONFIG")
     if path:
-        values.update(_read_file(Path(path)))
-    values.update(_read_environment(environ))
+        of_file = _read_file(Path(path))
+        values.update(of_file)
+        sources.update(dict.fromkeys(of_file, os.fspath(path)))
+    of_environment = _read_environment(environ)
+    values.update(of_environment)
+    sources.update((name, _BY_NAME[name].in_environment) for name in of_environment)
     for name, value in (overrides or {}).items():
         if name not in _BY_NAME:
             raise _unknown("option", name, _BY_NAME)
         if value is not None and value != () and value != []:
             values[name] = value
-    return ServerConfig(**values)
+            sources.pop(name, None)
+    try:
+        return ServerConfig(**values)
+    except SynapError as error:
+        source = sources.get(error.details.get("option", ""))
+        if source is None:
+            raise
+        raise SynapError(error.code, f"{source}: {error.message}", error.details) from None
 
 
 _CREDENTIALS = {
