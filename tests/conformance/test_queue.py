@@ -173,7 +173,7 @@ async def test_a_queue_has_a_name_that_its_dead_letters_can_be_named_after(clien
         client.queue.publish(queue, 1),
         client.queue.consume(queue),
         client.queue.consume(queue, 0.01),
-        client.queue.consume(queue, 60),
+        client.queue.consume(queue, PATIENCE),
         client.queue.consume_many([queue]),
         client.queue.create(queue),
     ):
