@@ -51,7 +51,7 @@ WORKLOADS: Dict[str, Workload] = {
 
 def measure(case: Case, plan: Plan) -> List[Any]:
     """Let the contenders of a case take turns."""
-    rounds = plan.rounds if case.rounds is None else min(case.rounds, plan.rounds)
+    rounds = case.times * (plan.rounds if case.rounds is None else min(case.rounds, plan.rounds))
     if case.sync:
         return alternate_sync(case.contenders, rounds=rounds, seconds=plan.seconds)
     return plan.run(alternate(case.contenders, rounds=rounds, seconds=plan.seconds))

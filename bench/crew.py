@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Semaphore
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from bench.clients import redis_client, redis_sync, synap_client, synap_sync
@@ -119,8 +120,9 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 
 
-def _burn(parent: int) -> None:
+def _burn(parent: int, burning: Semaphore) -> None:
     """Keep a CPU busy until the parent ends this process, or is gone."""
+    burning.release()
     while os.getppid() == parent:
         for _ in range(100_000):
             pass
@@ -199,12 +201,16 @@ def _never(port: int) -> bool:
 
 @contextlib.contextmanager
 def hogs(count: int) -> Iterator[None]:
-    """Keep `count` processes computing, at usual priority."""
+    """Keep `count` processes computing, at usual priority, from before this yields."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_burn, args=(os.getpid(),), daemon=True) for _ in range(count)]
+    burning = context.Semaphore(0)
+    processes = [context.Process(target=_burn, args=(os.getpid(), burning), daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:
+        for _ in processes:
+            if not burning.acquire(timeout=PATIENCE):
+                raise TimeoutError("a process that should keep a CPU busy does not begin")
         yield
     finally:
         for process in processes:

@@ -138,6 +138,8 @@ class Case:
     sync: bool = False
     rounds: Optional[int] = None
     """Fewer rounds than asked for, where one is long."""
+    times: int = 1
+    """How many times as many rounds as that, where they differ a lot."""
     outcomes: Dict[str, Outcome] = field(default_factory=dict)
     """Filled when it has been measured."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SLICE = 0.002
 """Seconds that a job runs before it is interrupted."""
-SHORT = 0.0002
+SHORT = 0.0001
 """Seconds of a slice while small requests of others come."""
 COMPANY = 25
 """Slices that are short after such a request."""
