@@ -184,6 +184,48 @@ async def test_a_room_that_began_anew_is_read_from_its_beginning(make: Make) -> 
     assert asked == [None, 9, 0]
 
 
+@pytest.mark.parametrize("newest", [-1, 1])
+async def test_who_asked_for_what_is_still_to_come_waits_for_it_on_a_new_connection_too(
+    make: Make, newest: int
+) -> None:
+    again = threading.Event()
+    subscribed: List[Peer] = []
+    asked: List[Any] = []
+
+    def script(peer: Peer) -> None:
+        peer.health = {"status": "ok", "durable": True}
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "stream.history":
+                events = [event_body(newest)] if newest >= 0 else []
+                peer.answer(request, {"events": events, "oldest_offset": 0, "newest_offset": newest})
+            elif name_of(request) == "stream.subscribe":
+                asked.append(payload_of(request)["from_offset"])
+                peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": asked[-1]})
+                if len(asked) == 1:
+                    return
+                subscribed.append(peer)
+                again.set()
+            else:
+                peer.answer(request, {"exists": False})
+                if payload_of(request).get("key") == "last":
+                    event(subscribed[0], 1, 5)
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        subscription = await client.stream.subscribe("room", from_offset=5)
+        assert await in_thread(again.wait, PATIENCE)
+        for key in ("time", "to ask", "the last"):  # for what the room has, where it is asked
+            await client.kv.exists(key)
+        await client.kv.exists("last")
+        async for item in in_time(subscription):
+            assert item.offset == 5
+            break
+        await client.close()
+    assert asked == [5, 5]
+
+
 @pytest.mark.parametrize("durable", [True, False])
 async def test_a_room_that_is_gone_was_deleted_where_data_is_kept(make: Make, durable: bool) -> None:
     asked: List[Any] = []
