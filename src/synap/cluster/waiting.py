@@ -27,8 +27,8 @@ from synap.engine.queuestore import SUFFIX, no_queue
 from synap.errors import SynapError
 
 ASKED_FIRST = 1.0
-"""A consume that waits for fewer seconds asks once before: its time could be up before the first answer, and what is
-there, or that the queue's name is refused, wouldn't be told."""
+"""Seconds. A consume with a shorter timeout asks once before it waits: else the timeout could pass before the first
+answer, and neither a message that is there nor a refusal of the queue's name would be told."""
 
 
 class Consumers:

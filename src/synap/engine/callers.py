@@ -144,10 +144,10 @@ class Effects:
     def __init__(self) -> None:
         self.held: Optional[List[Tuple[Callable[..., Any], Tuple[Any, ...]]]] = None
         self.recipients = 0
-        """To how many waiters and subscriptions the deferred effects go."""
+        """How many waiters and subscriptions the deferred effects reach, counted for each effect."""
 
     def do(self, effect: Callable[..., Any], *arguments: Any, to: int = 1) -> None:
-        """Run `effect` now, or defer it until `release`; it goes `to` so many waiters or subscriptions."""
+        """Run `effect` now, or defer it until `release`; `to`: how many waiters or subscriptions it reaches."""
         if self.held is None:
             effect(*arguments)
         else:

@@ -57,7 +57,7 @@ _kind = itemgetter(0)
 MOST_STEPS = 2_000
 """The most steps that the commands of an atomic batch take: each goes over 500 items or so, and all are one turn."""
 MOST_RECIPIENTS = 100_000
-"""To how many subscriptions, and waiting consumers, the commands of an atomic batch may push, each time counted."""
+"""The most pushes of an atomic batch: one for each subscription, or waiting consumer, that a command reaches."""
 
 _WORK = 250
 """The most that one call of `Engine.advance` processes, of each kind."""

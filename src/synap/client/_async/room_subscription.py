@@ -73,7 +73,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         """
         start = self._asked
         if not start or (not self._log and start == self._from_offset):
-            return  # nothing has come yet that could have been lost, and where it begins may be still to come
+            return  # nothing was received that could be lost, and the room may not have this offset yet
         try:
             page: HistoryResult = await self._calls.call(c.STREAM_HISTORY, c.StreamHistory(self._room, -1, limit=1))
             anew = page.newest_offset < 0 or bool(self._log and page.events and _log_of(page.events[0]) != self._log)
