@@ -150,7 +150,8 @@ SETTINGS = """\
 
 Made by `tools/reference.py` from the list in `synap/server/settings.py`. The command line goes before the environment,
 that before the file (`--config synap.toml`, or `SYNAP_CONFIG`). Sizes may be written `64MB` or `1GiB`, times `90`,
-`15m`, `24h`.
+`15m`, `24h`. What may be given several times is a list in the file, and separated by commas in a variable: a key with a
+comma in it must come from a file.
 """
 
 TRAITS = {

@@ -20,6 +20,7 @@ from synap.testing.server import ThrowawayServer
 from synap.wire.handshake import Hello, greet
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, dial, read_all, read_head, wait_for
+from tests.helpers.still_rates import StillRates
 from tests.server.conftest import Serve
 from tests.server.test_console import ADMIN, HTML, JSON, KEY, SignedIn, ask, sign_in
 from tests.server.test_door import make_certificate
@@ -142,8 +143,8 @@ def test_odd_cookies_sign_nobody_in(guarded: ThrowawayServer, cookies: str) -> N
     assert ask(guarded, "POST", "/api/v1/command", {**JSON, "Cookie": odd, "X-CSRF-Token": ""}, GET).status == 401
 
 
-def test_keys_are_not_guessed_by_signing_in(serve: Serve) -> None:
-    service = serve("--admin-key", ADMIN)
+def test_keys_are_not_guessed_by_signing_in(serve: Serve, still_rates: StillRates) -> None:
+    service = serve("--admin-key", ADMIN, environment=still_rates.environment)
     connection = Http(service)
 
     def guess(key: str) -> int:
@@ -153,6 +154,7 @@ def test_keys_are_not_guessed_by_signing_in(serve: Serve) -> None:
     assert set(statuses) == {401, 429}
     # While it lasts, who guesses right doesn't learn so.
     assert [guess(key) for key in ["wrong"] * 20 + [ADMIN]][-1] == 429
+    still_rates.go_on()
     wait_for(lambda: guess(ADMIN) == 200)
     connection.close()
 
