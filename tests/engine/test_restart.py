@@ -14,6 +14,7 @@ from synap.engine.callers import MISSING
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keystore import MANY
+from synap.engine.remembered import pack
 from tests.helpers.world import Client, World, dumped, picture, replay
 
 X: Any = b"1"
@@ -232,7 +233,13 @@ def test_records_in_a_row_are_restored_as_each_by_itself(world: World) -> None:
         (r.KEY, "e", b"4", None),
         (r.KEY_SET, "f", X, world.now + 50, "s" * 32, 1, world.now),
         (r.KEY_SET, "f", b"5", None, "s" * 32, 2, world.now),
-        (r.KEY_SET, "g", X, world.now + 70, "s" * 32, 3, world.now),
+        (r.KEY_SET_SAME, "g", X, world.now + 60, 3),
+        (r.KEY_SET_SAME, "g", X, world.now + 70, 4),
+        (r.REPLY, "t" * 32, 1, world.now + 1, *pack(c.NumberAnswer(1))),
+        (r.REPLY_SAME, 2, *pack(c.NumberAnswer(2))),
+        (r.KEY_SET_SAME, "h", X, None, 3),
+        (r.KEY_SET, "h", X, None, "s" * 32, 5, world.now + 2),
+        (r.REPLY_SAME, 6, *pack(c.NumberAnswer(6))),
     ]
     one_by_one, together = world.fresh(), world.fresh()
     for record in records:
@@ -250,11 +257,49 @@ def test_records_in_a_row_are_restored_as_each_by_itself(world: World) -> None:
             "g": world.now + 70,
         }
     )
-    assert together.keys.values == {"a": b"2", "c": X, "d": X, "e": b"4", "b": b"3", "f": b"5", "g": X}
+    assert together.keys.values == {"a": b"2", "c": X, "d": X, "e": b"4", "b": b"3", "f": b"5", "g": X, "h": X}
     for engine in (one_by_one, together):
-        assert [engine.recall("s" * 32, number) for number in (1, 2, 3)] == [
-            c.SetAnswer(True, key) for key in ("f", "f", "g")
+        assert [engine.recall("s" * 32, number) for number in range(1, 7)] == [
+            *(c.SetAnswer(True, key) for key in ("f", "f", "g", "g", "h")),
+            c.NumberAnswer(6),
         ]
+        assert [engine.recall("t" * 32, number) for number in (1, 2, 3)] == [
+            c.NumberAnswer(1),
+            c.NumberAnswer(2),
+            c.SetAnswer(True, "h"),
+        ]
+        assert [entry[0] - world.now for entry in engine.replies.order] == [0, 0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_who_asked_and_when_is_said_once_in_a_turn(world: World) -> None:
+    one, other = Client("s" * 32), Client("t" * 32)
+    for caller, number in ((one, 1), (one, 2), (other, 1), (one, 3)):
+        world(c.KvSet("a", X), caller, number)
+    for number in (4, 5):
+        world(c.KvIncr("n"), one, number)
+    world.sleep(1)
+    world(c.KvSet("a", X), one, 6)
+    kinds = [r.KEY_SET, r.KEY_SET_SAME, r.KEY_SET, r.KEY_SET]
+    log = commit(world)
+    assert [record[0] for record in log if record[0] != r.KEY] == [*kinds, r.REPLY_SAME, r.REPLY_SAME, r.KEY_SET]
+    world(c.KvSet("a", X), one, 7)
+    assert [record[0] for record in commit(world)] == [r.KEY_SET], "each commit says it by itself"
+    world.restart(log)
+    assert [world.engine.recall("s" * 32, number) for number in range(1, 7)] == [
+        *[c.SetAnswer(True, "a")] * 3,
+        *map(c.NumberAnswer, (1, 2)),
+        c.SetAnswer(True, "a"),
+    ]
+    assert world.engine.recall("t" * 32, 1) == c.SetAnswer(True, "a")
+
+
+def test_what_was_said_in_what_is_cut_back_is_said_again(world: World) -> None:
+    caller = Client("s" * 32)
+    for number in (1, 2):
+        world(c.KvSet("a", X), caller, number)
+        world.engine.journal.cut_back(0, 0)
+    world(c.KvSet("a", X), caller, 3)
+    assert [record[0] for record in commit(world)] == [r.KEY_SET]
 
 
 def test_a_set_and_its_answer_are_one_record(world: World) -> None:

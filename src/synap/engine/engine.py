@@ -89,6 +89,8 @@ class Engine:
         self.streams = Streams(core)
         self.topics = Topics(core)
         self.idle = Idle(core, self.store, self.streams)
+        self._restored_last = "", 0.0
+        """The session and time of the last record that was restored and holds them."""
         self._batchable: Dict[Type[Struct], Tuple[Callable[..., Any], bool]] = {}
         """The method of each command that can be part of a batch, and whether it takes the caller."""
         self.runs: List[Any] = [None] * 128
@@ -319,6 +321,8 @@ class Engine:
                 self.keys.restore_each(list(alike))
             elif kind == r.KEY_SET:
                 self._restore_sets(list(alike))
+            elif kind == r.KEY_SET_SAME:
+                self._restore_same_sets(list(alike))
             else:
                 for record in alike:
                     self.restore(record)
@@ -340,13 +344,14 @@ class Engine:
         elif kind < r.REPLY:
             self.streams.restore(record)
         elif kind < r.CLOCK:
-            self.timeline.latest = max(self.timeline.latest, record[3])
-            self.replies.restore(record, self.store)
+            self._restore_reply(record)
         elif kind == r.CLOCK:
             self.timeline.add(record[1], record[2])
             self.timeline.latest = max(self.timeline.latest, record[1])
         elif kind == r.KEY_SET:
             self._restore_sets([record])
+        elif kind == r.KEY_SET_SAME:
+            self._restore_same_sets([record])
         elif kind == r.KEYS:
             self.keys.restore_keys(record[1], record[2])
         elif kind == r.TIME:
@@ -361,6 +366,26 @@ class Engine:
         for _, key, _, _, session, number, time in records:
             timeline.latest = max(timeline.latest, time)
             keep(session, number, c.SetAnswer(True, key), time, recorded=True)
+            self._restored_last = session, time
+
+    def _restore_same_sets(self, records: List[Record]) -> None:
+        """Apply records of kind `KEY_SET_SAME`."""
+        self.keys.restore_each([record[:4] for record in records])
+        keep = self.replies.keep
+        session, time = self._restored_last
+        for _, key, _, _, number in records:
+            keep(session, number, c.SetAnswer(True, key), time, recorded=True)
+
+    def _restore_reply(self, record: Record) -> None:
+        """Apply a record of kind `REPLY` or `REPLY_SAME`."""
+        if record[0] == r.REPLY:
+            _, session, number, time, kind, data = record
+            self.timeline.latest = max(self.timeline.latest, time)
+            self._restored_last = session, time
+        else:
+            _, number, kind, data = record
+            session, time = self._restored_last
+        self.replies.restore(session, number, time, kind, data, self.store)
 
     def restored(self, now: float) -> None:
         """Build the derived state (indexes, deadlines, sizes). Call it once, also when there were no records."""

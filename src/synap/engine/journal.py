@@ -14,7 +14,7 @@ a facility's check of the two flags is all that a change costs.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
 
 Record = Tuple[Any, ...]
 Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
@@ -23,22 +23,27 @@ Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
 class Journal:
     """The changes since the last `take`."""
 
-    __slots__ = ("keep_records", "keep_undo", "records", "undos")
+    __slots__ = ("keep_records", "keep_undo", "records", "said", "undos")
 
     def __init__(self, *, keep_records: bool = False, keep_undo: bool = False) -> None:
         self.keep_records = keep_records
         self.keep_undo = keep_undo
         self.records: List[Record] = []
         self.undos: List[Undo] = []
+        self.said: Optional[Tuple[str, float]] = None
+        """The session and time of the last of `records` that holds them; None where that is not known. A record after
+        it need not repeat them."""
 
     def take(self) -> Tuple[List[Record], List[Undo]]:
         """Return the records and undos collected so far, and start with none."""
+        self.said = None
         taken = self.records, self.undos
         self.records, self.undos = [], []
         return taken
 
     def cut_back(self, undos: int, records: int) -> None:
         """Undo what was done since there were so many undos and records."""
+        self.said = None
         made = self.undos[undos:]
         del self.undos[undos:], self.records[records:]
         self.roll_back(made)

@@ -164,7 +164,13 @@ class KeyStore:
                 journal.records.append((r.KEY, key, value, due))
             else:
                 session, number, now = answered
-                journal.records.append((r.KEY_SET, key, value, due, session, number, now))
+                said = journal.said
+                if said is not None and said[0] is session and said[1] is now:
+                    journal.records.append((r.KEY_SET_SAME, key, value, due, number))
+                else:
+                    journal.said = None  # an exception of a signal handler may come before it is known again
+                    journal.records.append((r.KEY_SET, key, value, due, session, number, now))
+                    journal.said = session, now
 
     def _remove(self, key: str) -> None:
         value = self.values.pop(key)

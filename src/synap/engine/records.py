@@ -53,6 +53,9 @@ NAME = 24
 
 REPLY = 30
 """session, number of the request, time, kind of answer, answer."""
+REPLY_SAME = 31
+"""number of the request, kind of answer, answer: a `REPLY` with the session and time of the last record before it, in
+the same commit, that holds them (`REPLY`, `KEY_SET`). Since format 3 of directories (version 0.2)."""
 
 CLOCK = 40
 """time, seconds: from this time of the engine on, the wall clock is that far ahead of it. All times in records are the
@@ -63,6 +66,9 @@ TIME = 41
 KEY_SET = 50
 """key, value, expires or None, session, number of the request, time: a `KEY`, and the `REPLY` to the `kv.set` that made
 it, which was answered with success. Since format 2 of directories (version 0.2)."""
+KEY_SET_SAME = 52
+"""key, value, expires or None, number of the request: a `KEY_SET` with the session and time of the last record before
+it, in the same commit, that holds them. Since format 3 of directories (version 0.2)."""
 KEYS = 51
 """{key: value}, {key: expires}: keys of a snapshot; the second has those of them that expire. Since format 2 of
 directories (version 0.2)."""

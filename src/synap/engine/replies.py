@@ -125,13 +125,18 @@ class Replies:
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
         if journal.keep_records and not recorded:
-            records = journal.records
-            kind = type(answer)
-            if kind in NUMBERS:
-                data = encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
-                records.append((r.REPLY, session, number, now, NUMBERS[kind], data))
+            of = type(answer)
+            if of in NUMBERS:
+                kind, data = NUMBERS[of], encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
             else:
-                records.append((r.REPLY, session, number, now, *pack(answer)))
+                kind, data = pack(answer)
+            said = journal.said
+            if said is not None and said[0] is session and said[1] is now:
+                journal.records.append((r.REPLY_SAME, number, kind, data))
+            else:
+                journal.said = None  # see `KeyStore._put`
+                journal.records.append((r.REPLY, session, number, now, kind, data))
+                journal.said = session, now
 
     def _replace(self, entry: Entry, before: Kept) -> Dict[Number, Kept]:
         """Make way for the answer of a number that is used again; returns the session's answers."""
@@ -313,8 +318,8 @@ class Replies:
             self._report()
             self._plan()
 
-    def restore(self, record: Record, queues: QueueStore) -> None:
-        _, session, number, time, kind, data = record
+    def restore(self, session: str, number: Number, time: float, kind: int, data: Any, queues: QueueStore) -> None:
+        """Restore an answer from what `pack` made of it."""
         answer = unpack(kind, data, queues.queues)
         if answer is not None:
             self.keep(session, number, answer, time, recorded=True)

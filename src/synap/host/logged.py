@@ -154,6 +154,7 @@ class LoggedHost(Host):
         held, samples = (self._take(), self.samples) if self.holds else ([], [])
         batch = Batch(journal.records, journal.undos, held, samples)
         self._last = batch
+        journal.said = None
         journal.records, journal.undos = [], []
         if not self.holds:
             try:

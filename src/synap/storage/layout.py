@@ -14,11 +14,12 @@ from typing import Any
 
 from synap.errors import SynapError
 
-FORMAT = 2
+FORMAT = 3
 """The version of everything below a data directory. A directory of a newer one is refused; one of an older one is read,
 and gets this number before anything is written to it. Needed for each record that a version before doesn't know.
 
-1 was that of version 0.1; 2 came with the records `KEY_SET` and `KEYS`.
+1 was that of version 0.1; 2 came with the records `KEY_SET` and `KEYS`, 3 with those that don't repeat who sent a
+request, and when.
 """
 
 DATABASE = "synap.db"
