@@ -80,14 +80,15 @@ class Runner:
         self._events = events
         self._order: List[str] = list(handlers)
         self._leases = Leases(client, options.lease, self._lease_lost)
-        self._settler = Settler(client, options.lease, self._wants_one, self._leased_with_ack)
+        self._room = asyncio.Event()
+        """Set when more messages may be wanted, or all may be handled: a handler, or a settlement, has ended."""
+        self._settler = Settler(client, options.lease, self._wants_one, self._leased_with_ack, self._room.set)
         self._execution = Execution(options.concurrency, options.processes, jobs, self._next)
         self._active: Dict[asyncio.Task[None], Tuple[Message, float]] = {}
         """By its task: each message that is being handled, and when that began."""
         self._presence: Optional[Presence] = None
         """Reports this worker while it runs."""
         self._prefetched: Deque[Message] = deque()
-        self._room = asyncio.Event()
         self._fetching = False
         self._taking = False
         self._stopping = asyncio.Event()

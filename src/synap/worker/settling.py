@@ -34,14 +34,25 @@ Take = Callable[[Optional[QueueMessage[Any]]], None]
 
 
 class Settler:
-    """Sends settlements. Those of one turn of the event loop leave together."""
+    """Sends settlements. Those of one turn of the event loop leave together.
 
-    def __init__(self, client: AsyncSynapClient, lease: float, wants_one: Callable[[], bool], on_leased: Take) -> None:
+    `wants_one` returns whether exactly one more message is wanted now, from the queue of the one that is settled;
+    `on_leased` is called with it, or None. `on_answered` is called whenever fewer requests are in flight.
+    """
+
+    def __init__(
+        self,
+        client: AsyncSynapClient,
+        lease: float,
+        wants_one: Callable[[], bool],
+        on_leased: Take,
+        on_answered: Callable[[], None],
+    ) -> None:
         self._client = client
         self._codec = CODECS[client.config.format]
         self._wants_one = wants_one
-        """Returns whether exactly one more message is wanted now, from the queue of the one that is settled."""
         self._on_leased = on_leased
+        self._on_answered = on_answered
         self._lease = lease
         self._waiting: List[Settlement] = []
         self._flushes = False
@@ -99,7 +110,11 @@ class Settler:
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._on_answered()
 
     async def _send(self, settlements: Sequence[Settlement]) -> None:
         request = c.BatchRequest([settlement.item for settlement in settlements])
