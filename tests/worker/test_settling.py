@@ -44,3 +44,38 @@ async def test_a_worker_takes_messages_again_once_its_settlements_have_ended(
         await until(lambda: not room.is_set())  # it waits
         go_on.set()
         await until(lambda: seen == [1, 2])
+
+
+async def test_a_refused_command_that_misses_a_queue_of_its_own_is_no_lost_lease(
+    client: AsyncSynapClient, name: str
+) -> None:
+    worker = Worker(client)
+
+    @worker.handles(name, retry_delay=3600)
+    async def work(value: int, message: Message) -> None:
+        message.pipeline().kv.set(f"{name}-key", 1)
+        message.pipeline().queue.purge(f"{name}-missing")
+
+    await worker.enqueue(work, 1)
+    outcome = await worker.run_once()
+    assert (outcome.lost, outcome.retried) == (0, 1)
+    (error,) = outcome.errors
+    assert isinstance(error, SynapError)
+    assert error.code == "QUEUE_NOT_FOUND"
+    stats = await client.queue.stats(name)
+    assert (stats.pending, stats.delayed) == (0, 1)
+    assert not await client.kv.exists(f"{name}-key")
+
+
+async def test_a_message_that_is_gone_when_its_pipeline_is_sent_is_lost(client: AsyncSynapClient, name: str) -> None:
+    worker = Worker(client)
+
+    @worker.handles(name)
+    async def work(value: int, message: Message) -> None:
+        message.pipeline().kv.set(f"{name}-key", 1)
+        await client.queue.purge(name)
+
+    await worker.enqueue(work, 1)
+    outcome = await worker.run_once()
+    assert (outcome.lost, outcome.retried, outcome.done) == (1, 0, 0)
+    assert not await client.kv.exists(f"{name}-key")

@@ -383,14 +383,15 @@ class Runner:
             self._settler.ack(message, done)
             return None
         try:
-            await self._settler.ack_with(message, items)
+            refused = await self._settler.ack_with(message, items)
         except SynapError as error:
             if isinstance(error, (MessageNotFoundError, QueueNotFoundError)) or is_transient(error):
                 done(error)
                 return None
-            return error  # a command was refused, so the batch was not applied
-        done(None)
-        return None
+            return error
+        if refused is None:
+            done(None)
+        return refused  # then the batch was not applied
 
     def _failed(self, handler: Handler, message: Message, error: BaseException, seconds: float) -> None:
         """Requeue a message after its handler's backoff; after `Reject`, dead-letter it."""

@@ -74,17 +74,20 @@ class Settler:
         payload = c.QueueNack(message.queue, str(message.message_id), requeue, message.lease, delay)
         self._add(Settlement(message, c.BatchItem("queue.nack", Raw(self._codec.encode(payload))), done))
 
-    async def ack_with(self, message: Message, items: Sequence[c.BatchItem]) -> None:
-        """Acknowledge a message and execute `items` in one atomic batch; raises `SynapError`."""
+    async def ack_with(self, message: Message, items: Sequence[c.BatchItem]) -> Optional[SynapError]:
+        """Acknowledge a message and execute `items` in one atomic batch.
+
+        Returns the error of an item that was refused, or None. Raises that of the acknowledgement, or of the request.
+        """
         request = c.BatchRequest([self._ack(message), *items], atomic=True)
         answer: c.BatchResults = await self._client._calls.call(c.BATCH, request)
-        failed = [result for result in answer.results if result.status != "success"]
-        for result in failed:
-            error = error_of(result)
+        failed = {n: error_of(result) for n, result in enumerate(answer.results) if result.status != "success"}
+        for number, error in failed.items():
             if error.code != "BATCH_ABORTED":
-                raise error
-        if failed:
-            raise SynapError("BATCH_ABORTED", "the batch was not applied")
+                if number == 0:
+                    raise error
+                return error
+        return SynapError("BATCH_ABORTED", "the batch was not applied") if failed else None
 
     def _ack(self, message: Message) -> c.BatchItem:
         payload = c.QueueAck(message.queue, str(message.message_id), message.lease)
