@@ -43,8 +43,8 @@ SEEDS = (
     Seed(
         "a settlement that is refused counts as done",
         "worker/settling.py",
-        'settlement.done(None if result.status == "success" else error_of(result))',
-        "settlement.done(None)",
+        'settlement.done(None if result.status == "success" else error_of(result), result.payload)',
+        "settlement.done(None, result.payload)",
         "tests/worker/test_handlers.py -k refused_is_not_done",
     ),
     Seed(

@@ -61,7 +61,7 @@ async def test_a_write_that_is_refused_takes_all_back_and_the_message_is_tried_a
 
     await worker.enqueue(work, 1)
     outcome = await worker.run_once()
-    assert (outcome.done, outcome.retried, len(outcome.errors)) == (0, 2, 2)
+    assert (outcome.done, outcome.retried, outcome.rejected, len(outcome.errors)) == (0, 1, 1, 2)
     assert not await client.kv.exists(f"{name}-other")
     assert (await client.queue.stats(f"{name}.dlq")).depth == 1
 

@@ -1,4 +1,4 @@
-"""How messages are settled, and what is told of it: when they are given up, when a write is refused, after an outage."""
+"""How messages are settled, and what is told of it: after the last try, a refused write, an outage."""
 
 from __future__ import annotations
 
@@ -79,3 +79,52 @@ async def test_a_message_that_is_gone_when_its_pipeline_is_sent_is_lost(client: 
     outcome = await worker.run_once()
     assert (outcome.lost, outcome.retried, outcome.done) == (1, 0, 0)
     assert not await client.kv.exists(f"{name}-key")
+
+
+async def test_the_last_try_of_a_message_is_told_as_a_dead_letter(
+    client: AsyncSynapClient, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(client)
+    events: List[Tuple[str, float, str]] = []
+
+    @worker.handles(name, retries=1, retry_delay=0.001)
+    async def work(value: int) -> None:
+        raise ValueError("no luck")
+
+    for event in ("done", "retried", "rejected", "lost"):
+        worker.on(event)(lambda event: events.append((event.name, event.delay, str(event.error))))
+    await worker.enqueue(work, 1)
+    outcome = await worker.run_once()
+
+    async def handled() -> bool:
+        again = await worker.run_once()
+        outcome.rejected += again.rejected
+        return outcome.rejected == 1
+
+    await until(handled)
+    assert (outcome.retried, outcome.done, outcome.lost) == (1, 0, 0)
+    assert events == [("retried", 0.001, "no luck"), ("rejected", 0.0, "no luck")]
+    first, last = (text for text in caplog.messages if "failed on message" in text)
+    assert first.endswith("try 1 of 2; given back with a delay of 0.001 seconds")
+    assert last.endswith("try 2 of 2; it is a dead letter now")
+
+
+async def test_a_handler_that_is_cancelled_on_its_last_try_is_told_as_a_dead_letter(
+    client: AsyncSynapClient, name: str
+) -> None:
+    worker = Worker(client, grace=0)
+    begun = asyncio.Event()
+    events: List[str] = []
+
+    @worker.handles(name, retries=0)
+    async def work(value: int) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    for event in ("retried", "rejected"):
+        worker.on(event)(lambda event: events.append(event.name))
+    await worker.enqueue(work, 1)
+    async with running(worker):
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+    assert events == ["rejected"]
+    assert (await client.queue.stats(f"{name}.dlq")).depth == 1

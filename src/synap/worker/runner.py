@@ -22,7 +22,7 @@ from synap.worker.leases import Leases
 from synap.worker.message import Message
 from synap.worker.periodic import Job
 from synap.worker.presence import Presence
-from synap.worker.settling import Settler
+from synap.worker.settling import Done, Settler
 
 log = logging.getLogger("synap.worker")
 
@@ -228,7 +228,7 @@ class Runner:
             message = self._prefetched.popleft()
             self._leases.remove(message)
             # One whose requeue fails is redelivered when its lease is over.
-            self._settler.nack(message, True, 0.0, lambda error: None)
+            self._settler.nack(message, True, 0.0, lambda error, answer: None)
         running = list(self._active)
         for task in running:
             task.cancel()
@@ -386,15 +386,15 @@ class Runner:
             refused = await self._settler.ack_with(message, items)
         except SynapError as error:
             if isinstance(error, (MessageNotFoundError, QueueNotFoundError)) or is_transient(error):
-                done(error)
+                done(error, None)
                 return None
             return error
         if refused is None:
-            done(None)
+            done(None, None)
         return refused  # then the batch was not applied
 
     def _failed(self, handler: Handler, message: Message, error: BaseException, seconds: float) -> None:
-        """Requeue a message after its handler's backoff; after `Reject`, dead-letter it."""
+        """Give a message back after its handler's backoff; after `Reject`, dead-letter it."""
         if self._execution.inline:
             self._drained.errors.append(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
@@ -402,24 +402,45 @@ class Runner:
             self._return(message, "rejected", 0.0, seconds, error)
             return
         delay = handler.pause(message.retry_count)
-        if isinstance(error, Retry):
-            delay = delay if error.delay is None else error.delay
-        else:
-            tries = f"{message.retry_count + 1}" + ("" if handler.retries is None else f" of {handler.retries + 1}")
-            text = "%s failed on message %s of %s, try %s; given back with a delay of %g seconds"
-            log.error(text, handler.name, message.message_id, message.queue, tries, delay, exc_info=error)
+        if isinstance(error, Retry) and error.delay is not None:
+            delay = error.delay
         self._return(message, "retried", delay, seconds, error)
 
     def _return(self, message: Message, how: str, delay: float, seconds: float, error: Optional[BaseException]) -> None:
-        """Give a message back: 'retried' after `delay` seconds, or 'rejected'."""
+        """Give a message back: 'retried' after `delay` seconds, or 'rejected', as it is after its last try, too."""
         self._leases.remove(message)
         event = self._event(how, message, seconds, delay, error)
-        self._settler.nack(message, how == "retried", delay, self._settled(event, message))
+        settled = self._settled(event, message)
 
-    def _settled(self, event: WorkerEvent, message: Message) -> Callable[[Optional[SynapError]], None]:
+        def returned(failure: Optional[SynapError], answer: Any) -> None:
+            if how == "retried":
+                if failure is not None:
+                    became = "could not be given back"
+                elif answer["action"] == "dead_lettered":
+                    event.name, event.delay = "rejected", 0.0
+                    became = "it is a dead letter now"
+                else:
+                    became = f"given back with a delay of {delay:g} seconds"
+                self._log_try(event, message, became)
+            settled(failure, answer)
+
+        self._settler.nack(message, how == "retried", delay, returned)
+
+    def _log_try(self, event: WorkerEvent, message: Message, became: str) -> None:
+        """Log a try that failed, and what `became` of its message; one that was put off only where it was the last."""
+        retries, number = self._handlers[message.queue].retries, message.retry_count + 1
+        tries = f"{number}" if retries is None else f"{number} of {retries + 1}"
+        if event.error is not None and not isinstance(event.error, Retry):
+            text = "%s failed on message %s of %s, try %s; %s"
+            log.error(text, event.handler, message.message_id, event.queue, tries, became, exc_info=event.error)
+        elif event.name == "rejected":
+            text = "%s gave message %s of %s back, try %s; %s"
+            log.warning(text, event.handler, message.message_id, event.queue, tries, became)
+
+    def _settled(self, event: WorkerEvent, message: Message) -> Done:
         """Return the callback of a settlement, which reports the event, or that the settlement failed."""
 
-        def settled(failure: Optional[SynapError]) -> None:
+        def settled(failure: Optional[SynapError], answer: Any) -> None:
             if failure is None:
                 self._report(event)
             elif isinstance(failure, (MessageNotFoundError, QueueNotFoundError)):

@@ -22,12 +22,16 @@ MAX_BATCH = 1000
 """Settlements in one request."""
 
 
+Done = Callable[[Optional[SynapError], Any], None]
+"""Called with the error of a settlement, or None, and its answer."""
+
+
 class Settlement(NamedTuple):
-    """A message and its ack or nack. `done` is called with the error, or None."""
+    """A message and its ack or nack."""
 
     message: Message
     item: c.BatchItem
-    done: Callable[[Optional[SynapError]], None]
+    done: Done
 
 
 Take = Callable[[Optional[QueueMessage[Any]]], None]
@@ -65,11 +69,11 @@ class Settler:
 
     # ------------------------------------------------------------------------------------------ settling
 
-    def ack(self, message: Message, done: Callable[[Optional[SynapError]], None]) -> None:
+    def ack(self, message: Message, done: Done) -> None:
         """Acknowledge a message."""
         self._add(Settlement(message, self._ack(message), done))
 
-    def nack(self, message: Message, requeue: bool, delay: float, done: Callable[[Optional[SynapError]], None]) -> None:
+    def nack(self, message: Message, requeue: bool, delay: float, done: Done) -> None:
         """Requeue a message after `delay` seconds, or dead-letter it."""
         payload = c.QueueNack(message.queue, str(message.message_id), requeue, message.lease, delay)
         self._add(Settlement(message, c.BatchItem("queue.nack", Raw(self._codec.encode(payload))), done))
@@ -125,10 +129,10 @@ class Settler:
             answer: c.BatchResults = await self._client._calls.call(c.BATCH, request)
         except SynapError as error:
             for settlement in settlements:
-                settlement.done(error)
+                settlement.done(error, None)
             return
         for settlement, result in zip(settlements, answer.results):
-            settlement.done(None if result.status == "success" else error_of(result))
+            settlement.done(None if result.status == "success" else error_of(result), result.payload)
 
     async def _ack_and_take(self, settlement: Settlement) -> None:
         """Acknowledge a message and lease the next one with one request."""
@@ -139,7 +143,7 @@ class Settler:
             leased = await self._client.queue.consume(message.queue, ack_deadline=self._lease, ack=message.message_id)
         except SynapError as error:
             failure = error
-        settlement.done(failure)
+        settlement.done(failure, None)
         self._on_leased(leased)
 
     async def drain(self) -> None:
