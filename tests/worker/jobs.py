@@ -45,3 +45,8 @@ def leave(value: int) -> None:
 def end_iteration(value: int) -> None:
     """Raise `StopIteration`."""
     next(iter(()))
+
+
+def time_out(value: int) -> None:
+    """Raise the `TimeoutError` of something that the function called."""
+    raise TimeoutError("the database did not answer")

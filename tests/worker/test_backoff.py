@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import List
+from typing import List, Optional
+
+import pytest
 
 from synap import AsyncSynapClient
 from synap.worker import Message, Overrun, Retry, Worker, WorkerEvent
@@ -102,3 +104,18 @@ async def test_a_process_that_overruns_or_dies_is_replaced(client: AsyncSynapCli
         job = await worker.enqueue(jobs.square, 3)
         assert await job.result(timeout=PATIENCE) == 9
     assert sorted(errors) == ["Overrun", "ProcessDied", "ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+async def test_a_timeout_error_that_a_handler_raises_in_a_process_is_not_its_overrun(
+    client: AsyncSynapClient, name: str, timeout: Optional[float]
+) -> None:
+    worker = Worker(client, processes=1)
+    events: List[WorkerEvent] = []
+    worker.handles(name, pool="process", timeout=timeout, retry_delay=3600)(jobs.time_out)
+    worker.on("retried")(events.append)
+    await worker.enqueue(jobs.time_out, 1)
+    async with running(worker):
+        await until(lambda: events)
+    assert type(events[0].error) is TimeoutError
+    assert str(events[0].error) == "the database did not answer"

@@ -56,11 +56,7 @@ class Execution:
         else:
             if self._processes is None:
                 self._processes = ProcessPool(self._process_count)
-            try:
-                result = await self._processes.run(handler.function, arguments, handler.timeout)
-            except asyncio.TimeoutError:
-                why = f"{handler.name} took longer than {handler.timeout:g} seconds, so it was killed"
-                raise Overrun(why) from None
+            result = await self._processes.run(handler.function, arguments, handler.timeout)
         if handler.result_ttl is not None:
             message.pipeline().kv.set(result_key(message.queue, message.message_id), result, ttl=handler.result_ttl)
 

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from synap.commands import BatchItem
+from synap.worker.handlers import Overrun
 from synap.worker.message import Message
 
 
@@ -77,10 +78,10 @@ class ProcessPool:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="synap-worker-pipe")
 
     async def run(self, function: Callable[..., Any], arguments: Sequence[Any], timeout: Optional[float]) -> Any:
-        """Run a function in a process and return its result; raises what it raised, and `ProcessDied`.
+        """Run a function in a process and return its result; raises what it raised, `ProcessDied` and `Overrun`.
 
-        After `timeout` seconds (`asyncio.TimeoutError`), and when this task is cancelled, the process is killed. What
-        the function put into `message.pipeline()` comes back with its result.
+        After `timeout` seconds (`Overrun`), and when this task is cancelled, the process is killed. What the function
+        put into `message.pipeline()` comes back with its result.
         """
         job = pickle.dumps((function, arguments))
         loop = asyncio.get_running_loop()
@@ -91,7 +92,10 @@ class ProcessPool:
                 child = self._idle.pop() if self._idle else None  # not looked at: one that always dies has to be told
             waiting = loop.run_in_executor(self._threads, child.run, job)
             try:
-                succeeded, outcome = await asyncio.wait_for(asyncio.shield(waiting), timeout)
+                done, _ = await asyncio.wait({waiting}, timeout=timeout)
+                if not done:
+                    raise Overrun(f"took longer than {timeout:g} seconds, so it was killed")
+                succeeded, outcome = waiting.result()
             except BaseException as error:
                 child.process.kill()
                 if not isinstance(error, ProcessDied):
