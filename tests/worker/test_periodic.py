@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime, timedelta, timezone
-from typing import List
+from typing import Any, List
 
 import pytest
 
 from synap import AsyncSynapClient, SynapError
+from synap.errors import ConnectionError
+from synap.testing import TestClock
 from synap.worker import Message, Worker
 from synap.worker.schedule import Cron, every
 from tests.worker.conftest import running, until
@@ -158,3 +160,24 @@ def test_a_cron_expression_that_names_no_time_of_ours_is_refused(expression: str
 
 def test_a_cron_expression_may_name_days_and_months() -> None:
     assert Cron("0 3 * APR FRI").after(0.0) == datetime(1970, 4, 3, 3, 0, tzinfo=timezone.utc).timestamp()
+
+
+async def test_a_job_that_fails_is_tried_again_at_its_next_time_at_the_latest(
+    synap_memory: AsyncSynapClient, synap_clock: TestClock
+) -> None:
+    worker = Worker(synap_memory, clock=synap_clock)
+    delays: List[float] = []
+
+    @worker.every("10s", name="job")
+    async def job() -> None:
+        raise ValueError
+
+    worker.on("retried")(lambda event: delays.append(event.delay))
+    await worker.run_once()
+    synap_clock.advance(10)
+    for _ in range(10):
+        await worker.run_once()
+        synap_clock.advance(delays[-1])
+    assert len(delays) >= 10
+    assert delays[:2] == [1.0, 2.0]
+    assert max(delays) <= 10

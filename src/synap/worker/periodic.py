@@ -68,6 +68,11 @@ class Job:
         """Return whether a tick is due. It isn't where it is more than `MAX_DELAY` away, or where clocks differ."""
         return self._due(message) - self.clock() <= TOLERANCE
 
+    def pause(self, retry_count: int) -> float:
+        """Return the backoff in seconds after a failure: that of its handler, until the job's next time at most."""
+        now = self.clock()
+        return min(self.handler.pause(retry_count), max(TOLERANCE, self.schedule.after(now) - now))
+
     def renew(self, message: Message) -> None:
         """Add the next tick, or this one if it isn't due yet, to the batch that acknowledges this one."""
         now = self.clock()

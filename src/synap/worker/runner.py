@@ -401,9 +401,10 @@ class Runner:
             log.warning("%s rejected message %s of %s: %s", handler.name, message.message_id, message.queue, error)
             self._return(message, "rejected", 0.0, seconds, error)
             return
-        delay = handler.pause(message.retry_count)
         if isinstance(error, Retry) and error.delay is not None:
             delay = error.delay
+        else:
+            delay = (self._jobs.get(message.queue) or handler).pause(message.retry_count)
         self._return(message, "retried", delay, seconds, error)
 
     def _return(self, message: Message, how: str, delay: float, seconds: float, error: Optional[BaseException]) -> None:
