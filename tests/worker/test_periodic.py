@@ -181,3 +181,49 @@ async def test_a_job_that_fails_is_tried_again_at_its_next_time_at_the_latest(
     assert len(delays) >= 10
     assert delays[:2] == [1.0, 2.0]
     assert max(delays) <= 10
+
+
+async def test_a_changed_schedule_holds_although_a_process_of_the_former_renews_a_tick(
+    client: AsyncSynapClient, name: str
+) -> None:
+    """As processes of both versions run for a while when a program is replaced."""
+    fired: List[str] = []
+    old, new = Worker(client), Worker(client)
+    old.every("7d", name=name)(lambda: fired.append("old"))
+    new.every(0.1, name=name)(lambda: fired.append("new"))
+    async with running(old):
+        await until(lambda: _waits(client, name))
+        await new.run_once()
+        await until(lambda: "old" in fired)
+    async with running(new):
+        count = len(fired)
+        await until(lambda: len(fired) > count)
+    assert set(fired[count:]) == {"new"}
+
+
+async def _waits(client: AsyncSynapClient, name: str) -> bool:
+    queue = f"periodic:{name}"
+    return queue in await client.queue.list() and (await client.queue.stats(queue)).delayed == 1
+
+
+async def test_a_changed_schedule_holds_although_the_service_was_away_while_the_old_one_was_dropped(
+    client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fired: List[int] = []
+    old, new = Worker(client), Worker(client)
+    old.every("300d", name=name)(lambda: None)
+    new.every(0.1, name=name)(lambda: fired.append(1))
+    await old.run_once()
+    call = client.queue._call
+    failed: List[int] = []
+
+    async def call_once_away(command: Any, *arguments: Any, **options: Any) -> Any:
+        if command.name == "queue.purge" and not failed:
+            failed.append(1)
+            raise ConnectionError("CONNECTION_FAILED", "the service restarts")
+        return await call(command, *arguments, **options)
+
+    monkeypatch.setattr(client.queue, "_call", call_once_away)
+    async with running(new):
+        await until(lambda: fired)
+    assert failed

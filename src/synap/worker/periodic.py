@@ -36,17 +36,21 @@ class Job:
         return self.handler.queue
 
     async def prepare(self, client: AsyncSynapClient) -> None:
-        """Drop the tick of a former schedule."""
-        stored = await client.kv.set(self.queue, self.schedule.text)
-        if stored.previous is not None and stored.previous != self.schedule.text:
+        """Have this schedule hold from now on, and drop the tick of a former one."""
+        stored = (await client.kv.get(self.queue)).value
+        if stored == self.schedule.text:
+            return
+        if stored is not None:
             with suppress(QueueNotFoundError):
                 await client.queue.purge(self.queue)
+        # Not before: if the purge failed, it would not be tried again.
+        await client.kv.set(self.queue, self.schedule.text)
 
     async def restore(self, client: AsyncSynapClient) -> None:
         """Create the job's queue, and publish its next tick, unless they are there."""
         with suppress(QueueNotFoundError, PermissionDeniedError):
             stats = await client.queue.stats(self.queue)
-            if stats.depth + stats.pending + stats.delayed:
+            if stats.depth + stats.pending + stats.delayed and not await self._drop_foreign(client):
                 return
         await client.queue.create(self.queue, max_depth=1, max_retries=1_000_000, dead_letter=False)
         now = self.clock()
@@ -57,9 +61,22 @@ class Job:
             if error.code != "QUEUE_FULL":  # then it is there already
                 raise
 
+    async def _drop_foreign(self, client: AsyncSynapClient) -> bool:
+        """Drop a tick by a schedule that doesn't hold, if this one does; return whether there was one.
+
+        A process of a former version, which still runs, has renewed a tick then.
+        """
+        ticks = (await client.queue.peek(self.queue, state="delayed", limit=1)).messages
+        if all(self._schedule_of(tick.message) == self.schedule.text for tick in ticks):
+            return False
+        if (await client.kv.get(self.queue)).value != self.schedule.text:
+            return False
+        await client.queue.purge(self.queue)
+        return True
+
     def tick(self, after: float) -> Dict[str, Any]:
         """Return the message of the first tick after a moment."""
-        return {"due": self.schedule.after(after)}
+        return {"due": self.schedule.after(after), "schedule": self.schedule.text}
 
     def _delay(self, tick: Dict[str, Any], now: float) -> float:
         return min(MAX_DELAY, max(0.0, float(tick["due"]) - now))
@@ -77,10 +94,16 @@ class Job:
         """Add the next tick, or this one if it isn't due yet, to the batch that acknowledges this one."""
         now = self.clock()
         due = self._due(message)
-        tick = {"due": due} if due - now > TOLERANCE else self.tick(max(now, due))
+        tick = self.tick(max(now, due))
+        if due - now > TOLERANCE:
+            tick = {"due": due, "schedule": self._schedule_of(message.message)}
         message.pipeline().queue.publish(self.queue, tick, delay=self._delay(tick, now))
 
     def _due(self, message: Message) -> float:
         tick = message.message
         due = tick.get("due") if isinstance(tick, dict) else None
         return float(due) if isinstance(due, (int, float)) else 0.0
+
+    def _schedule_of(self, tick: Any) -> Any:
+        """Return the schedule that a tick is by; this one for a tick that doesn't say."""
+        return tick.get("schedule", self.schedule.text) if isinstance(tick, dict) else self.schedule.text
