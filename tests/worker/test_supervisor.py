@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Iterator
 
 import pytest
 
 from synap.worker.supervisor import Supervisor
+from tests.helpers.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="the command line needs Python 3.10")
 
@@ -54,3 +59,20 @@ def test_processes_that_end_while_they_are_replaced_are_let_go(monkeypatch: pyte
         supervisor._restart_ended()
         assert len(supervisor._processes) == 2
         assert not {process, other} & set(supervisor._processes)
+
+
+def test_a_program_that_a_process_starts_finds_its_standard_input_empty(tmp_path: Path) -> None:
+    """It would wait for the supervisor, which says nothing before it ends."""
+    (tmp_path / "reads.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', 'import sys; sys.stdin.read()'], check=True)\n"
+        "sys.exit(7)\n"
+    )
+    command = [sys.executable, "-m", "synap.worker", "reads:worker", "--lifeline"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.wait(PATIENCE) == 7
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

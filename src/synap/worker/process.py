@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any, Callable, Coroutine, List, Optional, Sequence
 
 from synap.errors import SynapError
@@ -55,6 +56,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--queue", action="append", help="only this queue's handler; may be repeated")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     options = parser.parse_args(arguments)
+    lifeline = _lifeline() if options.lifeline else None
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -64,7 +66,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             worker.concurrency = options.concurrency
         if options.grace is not None:
             worker.grace = options.grace
-        lingers = _run(_work(worker, options.queue, options.lifeline))
+        lingers = _run(_work(worker, options.queue, lifeline))
     except SynapError as error:
         sys.stderr.write(escaped(f"synap worker: {error.message}\n"))
         sys.exit(FOUND_NOTHING if error.code == "INVALID_REQUEST" else 1)
@@ -73,20 +75,33 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         os._exit(0)
 
 
-async def _work(worker: Worker, queues: Optional[List[str]], lifeline: bool) -> bool:
+def _lifeline() -> int:
+    """Take standard input away, as a descriptor that isn't inherited, and leave an empty one in its place.
+
+    A program that a handler starts would wait for the supervisor, if it read its standard input.
+    """
+    lifeline = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return lifeline
+
+
+async def _work(worker: Worker, queues: Optional[List[str]], lifeline: Optional[int]) -> bool:
     names = ", ".join(queues or worker.handlers)
     worker.on("started")(lambda event: log.info("takes messages of %s from %r", names, worker.client))
-    if lifeline:
+    if lifeline is not None:
         loop = asyncio.get_running_loop()
-        threading.Thread(target=_watch, args=(lambda: loop.call_soon_threadsafe(worker.stop),), daemon=True).start()
+        stop = partial(loop.call_soon_threadsafe, worker.stop)
+        threading.Thread(target=_watch, args=(lifeline, stop), daemon=True).start()
     async with worker.client:
         await worker.run(queues=queues)
     return worker.lingers
 
 
-def _watch(stop: Callable[[], Any]) -> None:
+def _watch(lifeline: int, stop: Callable[[], Any]) -> None:
     """Call `stop` once the parent process has ended, which closes its end of the pipe."""
-    while os.read(0, 4096):
+    while os.read(lifeline, 4096):
         pass
     with suppress(RuntimeError):  # the event loop has ended already
         stop()
