@@ -55,7 +55,7 @@ from synap.storage import (
 )
 from synap.wire import compression, frames, handshake, large, values
 from synap.worker import Worker
-from synap.worker.runner import PREFETCH_SECONDS
+from synap.worker.pace import PREFETCH_SECONDS
 from tests.docs.pages import ROOT
 
 KIB, MIB = 1024, 1024 * 1024

@@ -124,3 +124,30 @@ async def test_run_once_runs_in_the_task_that_calls_it(synap_memory: AsyncSynapC
     await worker.enqueue(one, 1)
     assert (await worker.run_once()).done == 1
     assert where == [(threading.current_thread(), asyncio.current_task())]
+
+
+async def test_a_burst_of_a_queue_that_may_be_slow_is_left_for_others(client: AsyncSynapClient, name: str) -> None:
+    """However short the messages of the other queues are."""
+    worker = Worker(client, concurrency=2)
+    short: List[int] = []
+    begun: List[int] = []
+    go_on = asyncio.Event()
+    worker.handles(f"{name}-short", pool="loop")(short.append)
+
+    @worker.handles(f"{name}-slow")
+    async def slow(value: int) -> None:
+        begun.append(value)
+        await go_on.wait()
+
+    async with running(worker):
+        async with client.pipeline() as p:
+            for n in range(100):
+                p.queue.publish(f"{name}-short", n)
+        await until(lambda: len(short) == 100)
+        async with client.pipeline() as p:
+            for n in range(40):
+                p.queue.publish(f"{name}-slow", n)
+        await until(lambda: len(begun) == 2)
+        stats = await client.queue.stats(f"{name}-slow")
+        go_on.set()
+        assert (stats.pending, stats.depth) == (2, 38)

@@ -20,6 +20,7 @@ from synap.worker.execution import Execution
 from synap.worker.handlers import Handler, Reject, Retry
 from synap.worker.leases import Leases
 from synap.worker.message import Message
+from synap.worker.pace import Pace
 from synap.worker.periodic import Job
 from synap.worker.presence import Presence
 from synap.worker.settling import Done, Settler
@@ -28,10 +29,6 @@ log = logging.getLogger("synap.worker")
 
 POLL_SECONDS = 60.0
 """Seconds that a request for messages waits at the service."""
-PREFETCH_SECONDS = 0.1
-"""Seconds of work to prefetch, so that a handler needn't wait a round trip for its next message."""
-MAX_PREFETCH = 500
-"""The most messages that are prefetched."""
 MAX_UNSETTLED = 50
 """Settlements in flight beyond which no messages are leased."""
 CHECK_INTERVAL = 300.0
@@ -93,8 +90,7 @@ class Runner:
         self._taking = False
         self._stopping = asyncio.Event()
         self._given_up = False
-        self._average: Optional[float] = None
-        """Seconds a handler takes, a moving average."""
+        self._pace = Pace(handlers, jobs, options.concurrency, options.lease)
         self._drained = Drained()
 
     # ------------------------------------------------------------------------------------------ start and stop
@@ -273,16 +269,9 @@ class Runner:
     def _free(self) -> int:
         return self._options.concurrency - len(self._active) - len(self._execution.overrunning)
 
-    def _reserve(self) -> int:
-        """Return how many messages to prefetch: `PREFETCH_SECONDS` seconds of work, far less than a lease lasts."""
-        if self._average is None:
-            return 0
-        moment = min(PREFETCH_SECONDS, self._options.lease / 4)
-        return min(MAX_PREFETCH, int(self._options.concurrency * moment / max(self._average, 1e-6)))
-
     def _wanted(self) -> int:
         """Return how many messages to ask for now; none while more than half of the prefetched ones are left."""
-        reserve = self._reserve()
+        reserve = self._pace.reserve()
         if self._settler.in_flight > MAX_UNSETTLED or (self._prefetched and len(self._prefetched) > reserve // 2):
             return 0
         return min(1000, self._free() + reserve - len(self._prefetched))
@@ -359,7 +348,7 @@ class Runner:
                 raise
             error = raised
         seconds = monotonic() - began
-        self._average = seconds if self._average is None else self._average + (seconds - self._average) / 16
+        self._pace.took(message.queue, seconds)
         if self._leases.is_over(message):
             return
         if error is None:
