@@ -6,9 +6,12 @@ import asyncio
 import threading
 from typing import Any, List
 
+import pytest
+
 from synap import AsyncSynapClient
 from synap.testing import TestClock
 from synap.worker import Message, Worker
+from synap.worker.pace import Pace
 from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import running, until
 
@@ -151,3 +154,69 @@ async def test_a_burst_of_a_queue_that_may_be_slow_is_left_for_others(client: As
         stats = await client.queue.stats(f"{name}-slow")
         go_on.set()
         assert (stats.pending, stats.depth) == (2, 38)
+
+
+async def test_stopping_gives_up_no_message_that_has_only_one_try_and_has_not_begun(
+    client: AsyncSynapClient, name: str
+) -> None:
+    worker = Worker(client, concurrency=1, grace=0)
+    begun: List[int] = []
+    blocked = asyncio.Event()
+
+    @worker.handles(name, retries=0)
+    async def work(value: int) -> None:
+        begun.append(value)
+        if value >= 50:
+            blocked.set()
+            await asyncio.Event().wait()
+
+    async with client.pipeline() as p:
+        for n in range(120):
+            p.queue.publish(name, n)
+    async with running(worker):
+        await asyncio.wait_for(blocked.wait(), PATIENCE)
+    stats = await client.queue.stats(name)
+    assert len(begun) == 51
+    assert (stats.depth, stats.pending) == (69, 0)
+    assert (await client.queue.stats(f"{name}.dlq")).depth == 1, "the one that was being handled"
+
+
+async def test_what_an_acknowledgement_brings_after_a_second_stop_is_given_back(
+    client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(client, concurrency=1)
+    monkeypatch.setattr(Pace, "took", lambda pace, queue, seconds: pace._averages.update({queue: 0.06}))
+    call, taken, go_on = client._calls.call, asyncio.Event(), asyncio.Event()
+
+    async def call_late(command: Any, payload: Any, *arguments: Any, **options: Any) -> Any:
+        answer = await call(command, payload, *arguments, **options)
+        if command.name == "queue.consume" and payload.ack:
+            taken.set()
+            await go_on.wait()
+        return answer
+
+    monkeypatch.setattr(client.queue, "_call", call_late)
+
+    @worker.handles(name)
+    async def work(value: int) -> None: ...
+
+    for n in range(2):
+        await client.queue.publish(name, n)
+    task = asyncio.ensure_future(worker.run(handle_signals=False))
+    await asyncio.wait_for(taken.wait(), PATIENCE)
+    worker.stop()
+    worker.stop()
+    assert worker._runner is not None
+    settler = worker._runner._settler
+    drain, drains = settler.drain, asyncio.Event()
+
+    async def told() -> None:
+        drains.set()
+        await drain()
+
+    monkeypatch.setattr(settler, "drain", told)
+    await asyncio.wait_for(drains.wait(), PATIENCE)
+    go_on.set()
+    await asyncio.wait_for(task, PATIENCE)
+    stats = await client.queue.stats(name)
+    assert (stats.depth, stats.pending) == (1, 0)

@@ -26,6 +26,8 @@ class Pace:
         places = concurrency - (len(handlers) - len(self._averages))
         self._work = max(0, places) * min(PREFETCH_SECONDS, lease / 4)
         """Seconds of work to prefetch, of all places together; a moment that is far shorter than a lease."""
+        if any(handlers[queue].retries == 0 for queue in self._averages):
+            self._work = 0.0  # a message has one try, and would lose it where the worker stops before its turn
 
     def took(self, queue: str, seconds: float) -> None:
         """Note how long a handler took."""

@@ -220,16 +220,19 @@ class Runner:
     async def _give_up(self) -> None:
         """Cancel the handlers that still run, and requeue all messages without delay."""
         self._given_up = True
-        while self._prefetched:
-            message = self._prefetched.popleft()
-            self._leases.remove(message)
-            # One whose requeue fails is redelivered when its lease is over.
-            self._settler.nack(message, True, 0.0, lambda error, answer: None)
+        self._requeue_prefetched()
         running = list(self._active)
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=5)
+
+    def _requeue_prefetched(self) -> None:
+        while self._prefetched:
+            message = self._prefetched.popleft()
+            self._leases.remove(message)
+            # One whose requeue fails is redelivered when its lease is over.
+            self._settler.nack(message, True, 0.0, lambda error, answer: None)
 
     # ------------------------------------------------------------------------------------------ leasing messages
 
@@ -303,6 +306,8 @@ class Runner:
 
     def _arrived(self, leased: QueueMessage[Any]) -> None:
         self._prefetched.append(self._message(leased))
+        if self._given_up:  # it came with an acknowledgement that was on its way
+            self._requeue_prefetched()
         self._start_next()
 
     def _start_next(self) -> None:
