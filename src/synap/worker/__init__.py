@@ -8,9 +8,9 @@ from synap.worker.app import Worker
 from synap.worker.events import WorkerEvent
 from synap.worker.handlers import Handler, Overrun, Reject, Retry
 from synap.worker.message import Lost, Message, MessagePipeline
+from synap.worker.outcomes import Drained
 from synap.worker.pools import ProcessDied
 from synap.worker.results import Enqueued
-from synap.worker.runner import Drained
 
 __all__ = [
     "Drained",

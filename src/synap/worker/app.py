@@ -18,9 +18,10 @@ from synap.wire.typed import check_type
 from synap.worker.events import Events, Hook
 from synap.worker.handlers import Handler, check_number, parameter_count, pool_of
 from synap.worker.message import Message
+from synap.worker.outcomes import Drained
 from synap.worker.periodic import Job
 from synap.worker.results import Enqueued
-from synap.worker.runner import Drained, Options, Runner
+from synap.worker.runner import Options, Runner
 from synap.worker.schedule import Cron, Schedule, every
 
 F = TypeVar("F", bound=Callable[..., Any])

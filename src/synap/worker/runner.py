@@ -7,7 +7,8 @@ import logging
 import random
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Awaitable, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
@@ -20,10 +21,11 @@ from synap.worker.execution import Execution
 from synap.worker.handlers import Handler, Reject, Retry
 from synap.worker.leases import Leases
 from synap.worker.message import Message
+from synap.worker.outcomes import Drained, Outcomes
 from synap.worker.pace import Pace
 from synap.worker.periodic import Job
 from synap.worker.presence import Presence
-from synap.worker.settling import Done, Settler
+from synap.worker.settling import Settler
 
 log = logging.getLogger("synap.worker")
 
@@ -45,20 +47,6 @@ class Options:
     processes: int
 
 
-@dataclass
-class Drained:
-    """The outcome of `run_once`: how many messages were `done`, `retried`, `rejected` and `lost`.
-
-    `errors`: what their handlers raised.
-    """
-
-    done: int = 0
-    retried: int = 0
-    rejected: int = 0
-    lost: int = 0
-    errors: List[BaseException] = field(default_factory=list)
-
-
 class Runner:
     """Runs handlers until it is stopped; made for one `run()` or `run_once()`."""
 
@@ -76,22 +64,20 @@ class Runner:
         self._options = options
         self._events = events
         self._order: List[str] = list(handlers)
-        self._leases = Leases(client, options.lease, self._lease_lost)
+        self._outcomes = Outcomes(handlers, events)
+        self._leases = Leases(client, options.lease, self._outcomes.lease_lost)
         self._room = asyncio.Event()
         """Set when more messages may be wanted, or all may be handled: a handler, or a settlement, has ended."""
         self._settler = Settler(client, options.lease, self._wants_one, self._leased_with_ack, self._room.set)
         self._execution = Execution(options.concurrency, options.processes, jobs, self._next)
         self._active: Dict[asyncio.Task[None], Tuple[Message, float]] = {}
         """By its task: each message that is being handled, and when that began."""
-        self._presence: Optional[Presence] = None
-        """Reports this worker while it runs."""
         self._prefetched: Deque[Message] = deque()
         self._fetching = False
         self._taking = False
         self._stopping = asyncio.Event()
         self._given_up = False
         self._pace = Pace(handlers, jobs, options.concurrency, options.lease)
-        self._drained = Drained()
 
     # ------------------------------------------------------------------------------------------ start and stop
 
@@ -113,8 +99,9 @@ class Runner:
     async def run(self) -> None:
         """Work until `stop` is called, then wait up to `grace` seconds for the handlers that run."""
         await self._once_reachable(self.prepare)
-        self._presence = Presence(self._client, self._order, self._options.concurrency, self._running)
-        presence = asyncio.ensure_future(self._presence.run())
+        listed = Presence(self._client, self._order, self._options.concurrency, self._running)
+        self._outcomes.presence = listed
+        presence = asyncio.ensure_future(listed.run())
         renewing = asyncio.ensure_future(self._leases.run())
         fetching = asyncio.ensure_future(self._fetch())
         keeping = asyncio.ensure_future(self._restore_regularly())
@@ -132,7 +119,7 @@ class Runner:
             await self._give_up()
             await self._settler.drain()
             await self._cancel(renewing, keeping, stopping, presence)
-            await self._presence.leave()
+            await listed.leave()
             self._execution.close()
             self._events.emit(WorkerEvent("stopped"))
             await self._events.close()
@@ -163,11 +150,12 @@ class Runner:
     async def run_once(self) -> Drained:
         """Handle the ready messages one after the other in this task, until there are none."""
         self._execution.inline = True
+        self._outcomes.drained = drained = Drained()
         await self.prepare()
         while True:
             found = await self._lease(1, 0)
             if not found:
-                return self._drained
+                return drained
             try:
                 await self._handle(self._message(found[0]))
             finally:
@@ -336,7 +324,7 @@ class Runner:
     async def _handle(self, message: Message) -> None:
         handler = self._handlers[message.queue]
         if self._events.wanted("begin"):
-            self._events.emit(self._event("begin", message))
+            self._events.emit(self._outcomes.event("begin", message))
         job = self._jobs.get(message.queue)
         began = monotonic()
         error: Optional[BaseException] = None
@@ -370,7 +358,7 @@ class Runner:
 
     async def _acknowledge(self, message: Message, seconds: float) -> Optional[BaseException]:
         """Acknowledge a message in one batch with the commands in its pipeline."""
-        done = self._settled(self._event("done", message, seconds), message)
+        done = partial(self._outcomes.settled, self._outcomes.event("done", message, seconds), message)
         items = message.recorded()
         self._leases.remove(message)
         if not items:
@@ -389,8 +377,7 @@ class Runner:
 
     def _failed(self, handler: Handler, message: Message, error: BaseException, seconds: float) -> None:
         """Give a message back after its handler's backoff; after `Reject`, dead-letter it."""
-        if self._execution.inline:
-            self._drained.errors.append(error)
+        self._outcomes.raised(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
             log.warning("%s rejected message %s of %s: %s", handler.name, message.message_id, message.queue, error)
             self._return(message, "rejected", 0.0, seconds, error)
@@ -404,70 +391,6 @@ class Runner:
     def _return(self, message: Message, how: str, delay: float, seconds: float, error: Optional[BaseException]) -> None:
         """Give a message back: 'retried' after `delay` seconds, or 'rejected', as it is after its last try, too."""
         self._leases.remove(message)
-        event = self._event(how, message, seconds, delay, error)
-        settled = self._settled(event, message)
-
-        def returned(failure: Optional[SynapError], answer: Any) -> None:
-            if how == "retried":
-                if failure is not None:
-                    became = "could not be given back"
-                elif answer["action"] == "dead_lettered":
-                    event.name, event.delay = "rejected", 0.0
-                    became = "it is a dead letter now"
-                else:
-                    became = f"given back with a delay of {delay:g} seconds"
-                self._log_try(event, message, became)
-            settled(failure, answer)
-
-        self._settler.nack(message, how == "retried", delay, returned)
-
-    def _log_try(self, event: WorkerEvent, message: Message, became: str) -> None:
-        """Log a try that failed, and what `became` of its message; one that was put off only where it was the last."""
-        retries, number = self._handlers[message.queue].retries, message.retry_count + 1
-        tries = f"{number}" if retries is None else f"{number} of {retries + 1}"
-        if event.error is not None and not isinstance(event.error, Retry):
-            text = "%s failed on message %s of %s, try %s; %s"
-            log.error(text, event.handler, message.message_id, event.queue, tries, became, exc_info=event.error)
-        elif event.name == "rejected":
-            text = "%s gave message %s of %s back, try %s; %s"
-            log.warning(text, event.handler, message.message_id, event.queue, tries, became)
-
-    def _settled(self, event: WorkerEvent, message: Message) -> Done:
-        """Return the callback of a settlement, which reports the event, or that the settlement failed."""
-
-        def settled(failure: Optional[SynapError], answer: Any) -> None:
-            if failure is None:
-                self._report(event)
-            elif isinstance(failure, (MessageNotFoundError, QueueNotFoundError)):
-                message.lost.set()
-                self._lease_lost(message)
-            else:  # it is redelivered when its lease is over
-                log.warning("message %s of %s could not be settled: %s", message.message_id, message.queue, failure)
-
-        return settled
-
-    def _lease_lost(self, message: Message) -> None:
-        event = self._event("lost", message)
-        log.warning(
-            "%s lost the lease of message %s of %s before it was done", event.handler, message.message_id, event.queue
-        )
-        self._report(event)
-
-    def _event(
-        self,
-        name: str,
-        message: Message,
-        seconds: float = 0.0,
-        delay: float = 0.0,
-        error: Optional[BaseException] = None,
-    ) -> WorkerEvent:
-        return WorkerEvent(name, self._handlers[message.queue].name, message.queue, message, seconds, delay, error)
-
-    def _report(self, event: WorkerEvent) -> None:
-        """Count how a message ended, and call the hooks of the event."""
-        if self._execution.inline:
-            setattr(self._drained, event.name, getattr(self._drained, event.name) + 1)
-        if self._presence is not None:
-            self._presence.count(event.name)
-        if self._events.wanted(event.name):
-            self._events.emit(event)
+        event = self._outcomes.event(how, message, seconds, delay, error)
+        done = self._outcomes.tried if how == "retried" else self._outcomes.settled
+        self._settler.nack(message, how == "retried", delay, partial(done, event, message))
