@@ -176,7 +176,9 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "what the long commands of an atomic batch go over: keys, messages of deep queues, names, patterns": (
             f"about {MOST_STEPS * STEP:,}"
         ),
-        "subscriptions and waiting consumers that an atomic batch reaches, counted for each of its commands": f"{MOST_RECIPIENTS:,}",
+        "subscriptions and waiting consumers that an atomic batch reaches, counted for each of its commands": (
+            f"{MOST_RECIPIENTS:,}"
+        ),
         "processor time of an atomic batch": f"{MOST_SECONDS:g} s",
         "unfinished bodies, untaken answers and what is being translated or compressed, of all peers together": (
             f"a quarter of `--memory-limit`, at least {LEAST // 1024**2} MiB"
@@ -184,7 +186,9 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "how long a peer may take nothing of what waits for it": f"{config.unread_timeout:g} s",
         "a key": "1,024 bytes of UTF-8",
         "names of queues, rooms, topics": "256 bytes",
-        "connections": f"{config.max_connections:,}; fewer where the system allows less than 128 open files more (`ulimit -Hn`)",
+        "connections": (
+            f"{config.max_connections:,}; fewer where the system allows less than 128 open files more (`ulimit -Hn`)"
+        ),
         "messages in a queue": f"{rules.max_depth:,}",
         "events in a room": f"{config.room_events:,}, {config.room_age / 3600:g} h",
         "queues; rooms": f"{limits.queues:,} each",
