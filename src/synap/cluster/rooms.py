@@ -252,8 +252,10 @@ class Rooms(Facility):
     async def _read_on(self, subscription: RoomSubscription) -> None:
         room = subscription.room
         while True:
-            first = b"%d" % subscription.next
+            first, known = b"%d" % subscription.next, (room.inc, room.next)
             inc, oldest, next, events, kept = await self._history(room.name, first, b"", PAGE, subscription.inc)
+            if inc == known[0] and next < known[1]:  # a failover took the last ones back, and nothing came since
+                room.next = next
             self._note_newest(room, inc, next)
             if kept == -1:  # and made again
                 raise room_deleted(room.name)
