@@ -1,10 +1,12 @@
 -- ------------------------------------------------------------------------------------------------------ key-value
 
 local PREVIOUS = 65536    -- bytes of an earlier value that kv.set answers with
+local APART = 1000        -- ms by which the clocks of a primary and of who takes over from it may differ
 
--- Take up to `most` keys out of the index whose time is over.
+-- Take up to `most` keys out of the index whose time is over, by the clock of another node too: a key that is stored again
+-- while it is there isn't entered anew.
 local function sweep_keys(index, expiry, time, most)
-  for _, key in ipairs(call('ZRANGE', expiry, '-inf', time, 'BYSCORE', 'LIMIT', 0, most)) do
+  for _, key in ipairs(call('ZRANGE', expiry, '-inf', time - APART, 'BYSCORE', 'LIMIT', 0, most)) do
     call('ZREM', expiry, key)
     call('ZREM', index, key)
   end
@@ -147,7 +149,7 @@ read('syn_page', function(K, A)
     for _, due in ipairs(some) do dues[#dues + 1] = due end
   end
   for i, key in ipairs(found) do
-    if not dues[i] or tonumber(dues[i]) > time then live[#live + 1] = key end
+    if not dues[i] or tonumber(dues[i]) >= time then live[#live + 1] = key end
   end
   return {live, last}
 end)
