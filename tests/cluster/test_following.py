@@ -55,28 +55,48 @@ async def follow(asking: Asking, listener: Listener) -> RoomSubscription:
     return found
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> List[int]:
+    """Return how many events each read of a log brings, as they come."""
+    history, sizes = Rooms._history, []
+
+    async def read(self: Rooms, *given: Any) -> Any:
+        found = await history(self, *given)
+        sizes.append(len(found[3]))
+        return found
+
+    monkeypatch.setattr(Rooms, "_history", read)
+    return sizes
+
+
 async def test_who_is_behind_events_that_a_failover_took_back_reads_to_the_end_once(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish(asking, count=8)
-    listener, reads = Listener(), 0
+    listener, reads = Listener(), noted(monkeypatch)
     subscription = await follow(asking, listener)
     rooms_of(asking).received("r", b"%s 9 0 lost" % subscription.inc)  # the node that has the room now lacks it
-    history = Rooms._history
-
-    async def counted(self: Rooms, *given: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        return await history(self, *given)
-
-    monkeypatch.setattr(Rooms, "_history", counted)
     listener.room = 100
     rooms_of(asking).resume(subscription)
-    while subscription.reading is not None and reads < 10:
+    while subscription.reading is not None and len(reads) < 10:
         await asyncio.sleep(0)
-    assert (reads, subscription.reading) == (1, None)
+    assert (reads, subscription.reading) == ([8], None)
     assert (listener.got, listener.over) == (list(range(8)), [])
     await publish(asking)
     while len(listener.got) < 9:
         await asyncio.sleep(0)
     assert listener.got[-1] == 8
+
+
+async def test_who_takes_events_in_portions_has_most_of_them_read_once(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(asking, b'"' + b"x" * 10_000 + b'"', count=100)
+    listener, reads = Listener(), noted(monkeypatch)
+    subscription = await follow(asking, listener)
+    while len(listener.got) < 100:
+        listener.room = 12  # a gateway's session takes 128 KB in a turn
+        rooms_of(asking).resume(subscription)
+        while subscription.reading is not None:
+            await asyncio.sleep(0)
+    assert listener.got == list(range(100))
+    assert sum(reads) < 150

@@ -153,7 +153,7 @@ read('syn_s_history', function(K, A)
   if to < 0 then to = next + to end
   from, to = math.max(from, old), math.min(to, next - 1)
   if from > to then return {head[1], old, next, {}, valid} end
-  local limit, most, left, events, count = tonumber(A[3]), tonumber(A[4]), tonumber(A[4]), {}, 4
+  local limit, most, left, events, count = tonumber(A[3]), tonumber(A[4]), tonumber(A[4]), {}, 1
   while from <= to and #events < limit do
     local some = call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', math.min(limit - #events, count))
     for _, entry in ipairs(some) do
@@ -162,7 +162,7 @@ read('syn_s_history', function(K, A)
       events[#events + 1] = entry
     end
     if #some == 0 then break end
-    count = few(most - left, #events)
+    count = math.max(1, math.min(few(most - left, #events), math.floor(left / ((most - left) / #events))))
     from = tonumber(string.match(some[#some][1], '^%d+'))
   end
   return {head[1], old, next, events, valid}
