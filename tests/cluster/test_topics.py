@@ -218,7 +218,8 @@ async def matched(asking: Asking, topic: str) -> int:
 async def register(asking: Asking, gateway: bytes, number: int, patterns: List[str], alive: int = 60_000) -> int:
     """Enter a subscription as another gateway does; returns the number of the change."""
     topics = topics_of(asking)
-    entry = (gateway, b"%d" % number, msgspec.msgpack.encode(patterns), b"%d" % alive)
+    packed = msgspec.msgpack.encode(patterns) if patterns else b""
+    entry = (gateway, b"%d" % number, packed, b"%d" % alive)
     change: int = await result(asking.link.call(0, "syn_p_change", topics._registry(), entry))
     await result(Running(topics._tell(change)).start())
     return change
@@ -233,14 +234,14 @@ async def test_a_gateway_without_subscriptions_too_takes_out_those_of_one_that_d
 
 async def test_changes_that_a_failover_took_back_are_not_taken_for_those_that_came_instead(asking: Asking) -> None:
     for number in range(4):
-        last = await register(asking, b"g", number, [f"t{number}"])
+        await register(asking, b"g", number, [f"t{number}"])
     assert await matched(asking, "t3") == 1
     table, counter, changes, _ = topics_of(asking)._registry()
     kept = (await asking.command("", "XRANGE", changes, "-", "+"))[:-2]
     await asking.command("", "DEL", changes)  # as at a replica that lacked the last two
     for id, (*fields, _) in kept:
         await asking.command("", "XADD", changes, id, *fields, "another history")
-    await asking.command("", "SET", counter, str(last - 2))
+    await asking.command("", "SET", counter, kept[-1][0].partition(b"-")[0])
     await asking.command("", "HDEL", table, "g 2", "g 3")
     for number in range(10, 13):
         await register(asking, b"h", number, [f"t{number}"])
@@ -293,3 +294,59 @@ async def test_a_lost_registry_is_entered_anew_once_however_often_a_gateway_says
         await result(alive)
     assert sorted(entered) == sorted(caller.subscriptions)
     assert len((await result(Running(topics.topics(c.PubSubTopics(), asking.request())).start())).topics) == 20
+
+
+async def test_changes_of_many_patterns_leave_nothing_of_them_once_they_are_over(asking: Asking) -> None:
+    topics = topics_of(asking)
+    table, counter, changes, _ = topics._registry()
+    await register(asking, b"g", 0, ["first"])
+    assert await matched(asking, "first") == 1
+    patterns = [f"{number}.{'x' * 180}" for number in range(1000)]
+    for number in range(20):
+        await register(asking, b"g", number, patterns)
+        await register(asking, b"g", number, [])
+    await register(asking, b"g", 20, ["t"])
+    assert await asking.command("", "MEMORY", "USAGE", changes) < 100_000
+    known = b"%d" % topics.mirror.number
+    _, partial, *found = await asking.call("", "syn_p_read", (table, counter, changes), known, changes=False)
+    assert (partial, len(found)) == (1, 2 * 21)
+    assert b"".join(found[1::2]) == msgspec.msgpack.encode(["t"])
+    assert [await matched(asking, topic) for topic in ("t", patterns[0])] == [1, 0]
+
+
+async def register_as_before(asking: Asking, gateway: bytes, number: int, patterns: List[str]) -> None:
+    """Enter a subscription as a gateway of an older release does, which wrote its patterns with each change."""
+    topics = topics_of(asking)
+    table, counter, changes, _ = topics._registry()
+    field, packed = gateway + b" %d" % number, msgspec.msgpack.encode(patterns) if patterns else b""
+    await asking.command("", *(("HSET", table, field, packed) if patterns else ("HDEL", table, field)))
+    change = await asking.command("", "INCR", counter)
+    await asking.command("", "XADD", changes, b"%d-0" % change, "f", field, "p", packed, "h", "x")
+    await result(Running(topics._tell(change)).start())
+
+
+async def test_changes_of_an_older_release_are_read_one_by_one_too(asking: Asking) -> None:
+    topics = topics_of(asking)
+    await register(asking, b"new", 1, ["a"])
+    await register_as_before(asking, b"old", 1, ["a"])
+    assert await matched(asking, "a") == 2
+    known = topics.mirror.number
+    await register_as_before(asking, b"old", 2, ["a"])
+    await register_as_before(asking, b"old", 1, [])
+    _, partial, *found = await asking.call("", "syn_p_read", topics._registry()[:3], b"%d" % known, changes=False)
+    assert (partial, sorted(found[::2])) == (1, [b"old 1", b"old 2"])
+    assert await matched(asking, "a") == 2
+
+
+async def test_an_older_release_notices_that_it_cannot_read_a_change(asking: Asking) -> None:
+    """It took the changes that are there for all if they were as many as the number had grown by, else it read all."""
+    topics = topics_of(asking)
+    _, counter, changes, _ = topics._registry()
+    await register(asking, b"new", 1, ["a"])
+    for count in range(1, 4):
+        known = int(await asking.command("", "GET", counter))
+        for number in range(count):
+            await register(asking, b"new", number, ["b"])
+        await register_as_before(asking, b"old", 1, ["a"])
+        grown = int(await asking.command("", "GET", counter)) - known
+        assert len(await asking.command("", "XRANGE", changes, known + 1, "+")) < grown

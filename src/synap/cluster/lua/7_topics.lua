@@ -2,11 +2,14 @@
 --
 -- Nothing is kept but who listens, so that every gateway can tell who matches. In partition 0:
 --   P   hash  '<gateway> <subscription>' -> patterns     PV  number of the last change
---   PL  stream of them, <number>-0: f (field), p (patterns), h (the history of the node that made it)
+--   PL  stream of them, <number>-0: f (field), n (nothing), h (the history of the node that made it). A release before this
+--       one wrote p (the field's patterns then) instead of n, and adds 1 to the number for each change. STEP is another, so
+--       that it misses some where it reads these, and reads all of P.
 --   PG  zset  alive until ms -> gateway
 -- and in each of the topics' partitions TV, the number of the last change that publishers there must know.
 
-local LEAP = 2 ^ 20       -- more changes than a failover takes back
+local LEAP = 2 ^ 20       -- more than what a failover takes back
+local STEP = 2
 
 -- What differs where the last changes may be lost: each promotion begins another, and so may each restart.
 local function history() return here() .. string.match(call('INFO', 'replication'), 'master_replid:(%x+)') end
@@ -22,8 +25,8 @@ end
 local function note_change(K, field, patterns, history)
   if patterns == '' then call('HDEL', K[1], field) else call('HSET', K[1], field, patterns) end
   local last = call('XREVRANGE', K[3], '+', '-', 'COUNT', 1)[1]
-  local number = last and last[2][6] == history and call('INCRBY', K[2], 1) or leap(K[2], 0)
-  call('XADD', K[3], 'MAXLEN', '~', 10000, whole(number) .. '-0', 'f', field, 'p', patterns, 'h', history)
+  local number = last and last[2][6] == history and call('INCRBY', K[2], STEP) or leap(K[2], 0)
+  call('XADD', K[3], 'MAXLEN', '~', 10000, whole(number) .. '-0', 'f', field, 'n', '', 'h', history)
   return number
 end
 
@@ -61,19 +64,28 @@ change('syn_p_raise', function(K, A)
   return 1
 end, {'allow-oom'})
 
--- K P PV PL   A number known   -> {number of the last change, 0, (field, patterns)… of all}, or {number, 1, of changes}
+-- K P PV PL   A number known
+-- -> {number of the last change, 0, (field, patterns)… of all}, or {number, 1, of those that changed}; '' where they are gone
 read('syn_p_read', function(K, A)
   local number, known = tonumber(call('GET', K[2]) or 0), tonumber(A[1])
-  local changes = known > 0 and known <= number and call('XRANGE', K[3], whole(known + 1), '+') or {}
+  local fields, seen, missing = {}, {}, number - known
+  for _, entry in ipairs(known > 0 and missing > 0 and call('XRANGE', K[3], whole(known + 1), '+') or {}) do
+    local field = entry[2][2]
+    if not seen[field] then fields[#fields + 1], seen[field] = field, true end
+    missing = missing - (entry[2][3] == 'p' and 1 or STEP)
+  end
   local found = {number, 1}
-  if #changes ~= number - known or known == 0 then
+  if missing ~= 0 or known == 0 then
     found[2] = 0
     for _, text in ipairs(call('HGETALL', K[1])) do found[#found + 1] = text end
     return found
   end
-  for _, entry in ipairs(changes) do
-    found[#found + 1] = entry[2][2]
-    found[#found + 1] = entry[2][4]
+  for first = 1, #fields, 1000 do         -- unpack holds some thousands
+    local last = math.min(first + 999, #fields)
+    for i, patterns in ipairs(call('HMGET', K[1], unpack(fields, first, last))) do
+      found[#found + 1] = fields[first + i - 1]
+      found[#found + 1] = patterns or ''
+    end
   end
   return found
 end)
