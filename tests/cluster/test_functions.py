@@ -208,7 +208,7 @@ async def test_events_have_offsets_without_gaps_and_a_repeated_publish_is_one_ev
     )
     assert (oldest, next) == (2, 5)
     assert [entry[1][3] for entry in events] == [b"e3", b"e4"]
-    assert await asking.write("r", "syn_s_commit", keys, b"r", b"me", b"3") == [1]
+    assert await asking.write("r", "syn_s_commit", keys, b"r", b"me", b"3", b"9") == [1]
     assert await asking.call("r", "syn_s_cursors", keys[1:2], changes=False) == [5, b"me", b"4"]
     assert await asking.write("r", "syn_s_forget", keys, b"r", b"me") == [1]
     assert await asking.write("r", "syn_s_delete", keys, b"r") == [1]

@@ -21,7 +21,7 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine.callers import Caller
 from synap.engine.limits import Limits, check_name
-from synap.engine.names import superseded
+from synap.engine.names import superseded, too_many_names
 from synap.engine.streams import HISTORY_BYTES, no_room, room_deleted, too_many
 from synap.errors import EventsLostError, SynapError, invalid
 from synap.results import Cursor
@@ -169,6 +169,8 @@ class Rooms(Facility):
             await self.channels.listen(room.partition, self.places.room(room.partition, room.name)[3])
             inc, oldest, next, cursor, number = await self._join(room, name, first)
             subscription.inc = inc
+        except Refused as refused:
+            raise too_many_names(p.room, int(refused.text), self.limits.names) from None
         finally:
             if not subscription.inc:
                 self.drop(subscription)
@@ -186,7 +188,8 @@ class Rooms(Facility):
 
     def _join(self, room: Room, name: str, first: bytes) -> Call:
         """Tell the room how many follow it here, and take a name over; makes the room where it isn't there."""
-        arguments = (secrets.token_hex(8).encode(), *self._following(room), name.encode(), first)
+        most = b"%d" % self.limits.names
+        arguments = (secrets.token_hex(8).encode(), *self._following(room), name.encode(), first, most)
         return self._change(room, "syn_s_join", *arguments)
 
     def _following(self, room: Room) -> Tuple[bytes, ...]:
@@ -362,9 +365,12 @@ class Rooms(Facility):
     async def commit(self, p: c.StreamCommit, request: Request) -> c.SuccessAnswer:
         """Record that a name has processed all events up to an offset."""
         check_name("name", p.name)
+        most = b"%d" % self.limits.names
         try:
-            await self._write(request, "syn_s_commit", p.room, p.name.encode(), b"%d" % p.offset)
+            await self._write(request, "syn_s_commit", p.room, p.name.encode(), b"%d" % p.offset, most)
         except Refused as refused:
+            if refused.code == "NAMES":
+                raise too_many_names(p.room, int(refused.text), self.limits.names) from None
             if refused.code != "INVALID_PAYLOAD":
                 raise
             raise invalid("offset", f"that of an event of the room, -1 to {refused.text}", p.offset) from None

@@ -41,11 +41,7 @@ class Names:
             return 0
         check_name("name", name)
         if len(known) >= self.limits.names:
-            raise SynapError(
-                "MEMORY_LIMIT",
-                f"the room {room_name!r} knows {len(known)} names, the most allowed; forget some",
-                {"limit": self.limits.names},
-            )
+            raise too_many_names(room_name, len(known), self.limits.names)
         return NAME_COST + len(name)
 
     def take_over(self, subscription: RoomSubscription) -> None:
@@ -115,3 +111,9 @@ def superseded(room: str, name: str) -> SynapError:
     """Build the error for a subscription whose durable name another has taken over."""
     text = f"another subscriber took over {name!r} of the room {room!r}"
     return SynapError("SUPERSEDED", text, {"room": room, "name": name})
+
+
+def too_many_names(room: str, known: int, limit: int) -> SynapError:
+    """Build the error for a durable name that is one more than a room may have."""
+    text = f"the room {room!r} knows {known} names, the most allowed; forget some"
+    return SynapError("MEMORY_LIMIT", text, {"limit": limit})

@@ -76,6 +76,16 @@ local function kept(h, inc, known)
   return tonumber(call('HGET', h, 'i:' .. known) or -1)
 end
 
+-- Refuse a durable name that is new where a room has as many as it may. They are counted only where there may be as many.
+local function refuse_name(h, name, most)
+  if call('HEXISTS', h, 'c:' .. name) == 1 or call('HLEN', h) < most then return nil end
+  local count = 0
+  for _, field in ipairs(call('HKEYS', h)) do
+    if string.sub(field, 1, 2) == 'c:' then count = count + 1 end
+  end
+  return count >= most and fail('NAMES', whole(count)) or nil
+end
+
 -- A … room, inc of a new one, most events, most age ms, the event   -> {inc, offset, time, subscribers}
 -- A room that is found in another run of a node than before has a new inc: its last events may have been lost.
 write('syn_s_publish', function(K, A)
@@ -99,9 +109,11 @@ end)
 -- Say how many subscriptions a gateway has, and until when that holds; make the room where it is not there. With a name,
 -- take the durable subscription of that name over; one that is new begins at `first`: an offset (from the end where it is
 -- below 0, at most the next), 'oldest' or 'next'.
--- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', first
+-- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', first, most names
 -- -> {inc, oldest, next, offset of the name or '', number of the subscription that has it}
 change('syn_s_join', function(K, A)
+  local refused = A[8] ~= '' and refuse_name(K[3], A[8], tonumber(A[10]))
+  if refused then return refused end
   local us = micros()
   if call('HSETNX', K[3], 'inc', A[4]) == 1 then
     call('HSET', K[3], 'home', here())
@@ -176,12 +188,14 @@ read('syn_s_stats', function(K)
   return {head[1], oldest_event(K[2], next), next, subscribers(K[3], now())}
 end)
 
--- A … room, name, offset of the last event that is done   -> {1}
+-- A … room, name, offset of the last event that is done, most names   -> {1}
 write('syn_s_commit', function(K, A)
   if call('EXISTS', K[3]) == 0 then return fail('ROOM_NOT_FOUND') end
   local next = tonumber(call('HGET', K[3], 'next') or 0)
   local offset = tonumber(A[5])
   if offset < -1 or offset >= next then return fail('INVALID_PAYLOAD', whole(next - 1)) end
+  local refused = refuse_name(K[3], A[4], tonumber(A[6]))
+  if refused then return refused end
   call('HSET', K[3], 'c:' .. A[4], whole(offset + 1))
   return {1}
 end, {'allow-oom'})
