@@ -14,10 +14,22 @@ from typing import Callable, Optional
 
 from synap.commands import Command
 from synap.config import ClientConfig
-from synap.errors import SynapError
+from synap.errors import ConnectionError, SynapError
 
 TRANSIENT = frozenset({"CONNECTION_FAILED", "CONNECTION_LOST", "RATE_LIMIT_EXCEEDED", "SERVICE_UNAVAILABLE"})
 """Codes of transient failures. `TIMEOUT` isn't one: the caller's time is used up."""
+UNDECIDED = frozenset(
+    {
+        "UNAUTHORIZED",
+        "FORBIDDEN",
+        "INVALID_COMMAND",
+        "INVALID_REQUEST",
+        "PAYLOAD_TOO_LARGE",
+        "MEMORY_LIMIT",
+        "INTERNAL_ERROR",
+    }
+)
+"""Codes of final refusals that may come before anybody has looked whether an earlier attempt was executed."""
 
 
 LONGEST = 1_000_000.0
@@ -52,6 +64,11 @@ class RetryPolicy:
 def is_transient(error: SynapError) -> bool:
     """Return whether the same request may succeed in a moment."""
     return error.code in TRANSIENT and not error.details.get("closed")
+
+
+def leaves_doubt(error: SynapError) -> bool:
+    """Return whether `error` says nothing of the earlier attempts at its request."""
+    return isinstance(error, ConnectionError) or error.code in TRANSIENT or error.code in UNDECIDED
 
 
 def retry_after(error: SynapError) -> float:

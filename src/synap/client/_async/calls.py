@@ -13,10 +13,10 @@ from synap.client._async.hooked import async_hooked_call
 from synap.client._async.pauses import AsyncPauses
 from synap.client.handlers import AsyncHandlers
 from synap.client.hooks import current_hooks
-from synap.client.retry import RetryPolicy, is_repeatable, is_transient
+from synap.client.retry import RetryPolicy, is_repeatable, is_transient, leaves_doubt
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url, warn_of_plain_key
-from synap.errors import SynapError, TimeoutError, add_to_message
+from synap.errors import SynapError, add_to_message
 from synap.forks import watch
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.open_lane import async_open_lane
@@ -282,7 +282,7 @@ class _Request:
         return True
 
     def _note(self, error: SynapError) -> None:
-        unknown = is_transient(error) or isinstance(error, TimeoutError)
+        unknown = leaves_doubt(error)
         self._doubtful = unknown and (self._doubtful or error.may_have_happened)
 
     def explain(self, error: SynapError) -> None:
