@@ -190,8 +190,7 @@ class AsyncLocalLane(AsyncLane):
 
     async def health(self, deadline: float) -> Dict[str, Any]:
         attachment = await self._enter()
-        with attachment.lock:
-            return attachment.host.health()
+        return attachment.health()
 
     async def close(self) -> None:
         self.closed = True

@@ -16,6 +16,7 @@ from synap.commands import KV_GET, Command, GetAnswer
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.host.inprocess import LocalHost, drop, leave
+from synap.lanes.errors import client_closed
 from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
 from synap.results import GetResult
 from synap.wire.codec import Codec
@@ -39,11 +40,16 @@ class Attachment:
         self.sessions: List[LocalSession] = [self.session, self.consumer]
         self.open: Set[int] = set()
         """Requests whose outcome is unknown. Repeated, they are answered as before if they were executed."""
+        self._left = False
+        """Whether the lane has left the engine, under the lock: nothing is executed for it any more."""
         self._dropped = weakref.finalize(owner, drop, local, self.sessions)
         self._dropped.atexit = False
 
     def begin(self, command: Command, payload: Any, number: int, make: Callable[[], Waiter]) -> Any:
-        """Execute a request; returns its result, or a waiter where it has to wait. Raises its error."""
+        """Execute a request; returns its result, or a waiter where it has to wait. Raises its error.
+
+        Where the engine was left meanwhile, by a thread that closes the client, nothing is executed.
+        """
         decoded = command is KV_GET and _is_plain(payload.key)
         body = payload if decoded else self.codec.encode_payload(command, payload)
         if not decoded and len(body) > MAX_BODY:
@@ -53,6 +59,8 @@ class Attachment:
         if command.leases or (command.settles and payload.lease is None) or (host.remembers and command.has_effects):
             session = self.consumer
         with self.lock:
+            if self._left:
+                raise client_closed()
             session.outcome = PENDING
             if session.output and session not in host.touched:  # an exception of a signal handler ended a call there
                 host.touched.append(session)
@@ -60,7 +68,9 @@ class Attachment:
             host.end_turn()
             outcome = session.outcome
             if outcome is PENDING:
-                waiter = session.waiters[number] = make()
+                waiter = make()
+                waiter.command = command
+                session.waiters[number] = waiter
                 return waiter
             error, session.error = session.error, None
             if command.writes and not host.holds and host.may_stall and host.stalled:
@@ -86,7 +96,10 @@ class Attachment:
 
     def subscribe(self, session: PushedSession, command: Command, number: int, body: bytes, waiter: Waiter) -> None:
         """Request a subscription; `waiter`, which has the listener, gets the answer."""
+        waiter.command = command
         with self.lock:
+            if self._left:
+                raise client_closed()
             session.waiters[number] = waiter
             self.host.execute(session, number, command, body)
             self.host.end_turn()
@@ -119,11 +132,19 @@ class Attachment:
                     self.host.cancel(session, number)
             self.host.end_turn()
 
+    def health(self) -> Dict[str, Any]:
+        """Return the health of the engine."""
+        with self.lock:
+            if self._left:
+                raise client_closed()
+            return self.host.health()
+
     def leave(self) -> None:
         """Leave the engine: waiting requests fail, subscriptions end."""
         if self._dropped.detach() is None:
             return
         with self.lock:
+            self._left = True
             for session in self.sessions:
                 session.fail_waiters("the client was closed")
         leave(self.local, self.sessions)

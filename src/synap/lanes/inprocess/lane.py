@@ -130,8 +130,7 @@ class LocalLane(Lane):
 
     def health(self, deadline: float) -> Dict[str, Any]:
         attachment = self._enter()
-        with attachment.lock:
-            return attachment.host.health()
+        return attachment.health()
 
     def close(self) -> None:
         with self._guard:

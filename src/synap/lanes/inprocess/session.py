@@ -7,12 +7,13 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
-from synap.commands import EventAnswer
+from synap.commands import Command, EventAnswer
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, Host, Output, Session
 from synap.lanes import errors
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
+from synap.wire.outcomes import lost
 from synap.wire.values import too_deep
 
 MAX_PUSHED = 4096
@@ -30,6 +31,9 @@ PENDING: Any = object()
 
 class Waiter:
     """Waits for an answer; to a subscription, with its `listener`."""
+
+    command: Command
+    """The command that is to be answered."""
 
     def __init__(self, listener: Optional[Listener] = None) -> None:
         self.listener = listener
@@ -80,10 +84,10 @@ class LocalSession(Session):
         self.fail_waiters("its answers could not be delivered")
 
     def fail_waiters(self, why: str) -> None:
-        """Fail all waiting requests."""
+        """Fail all waiting requests. Their changes may be on their way to the disk, or to other machines."""
         waiters, self.waiters = list(self.waiters.values()), {}
         for waiter in waiters:
-            waiter.settle(None, errors.connect_failed("the engine", why))
+            waiter.settle(None, lost(waiter.command, True, why))
 
 
 class PushedSession(LocalSession):
@@ -142,10 +146,10 @@ class PushedSession(LocalSession):
         self._wake()
 
     def lose_pushes(self, weight: int) -> None:
-        lost = errors.connect_failed("the engine", "what it had pushed was taken back")
+        error = errors.connect_failed("the engine", "what it had pushed was taken back")
         for subscription_id in list(self._listeners):
             self.host.unsubscribe(self, subscription_id)
-            self._take((subscription_id, None, lost))
+            self._take((subscription_id, None, error))
 
     def hand_out_with(self, lock: threading.Lock) -> Callable[[], None]:
         """Return a function that hands out buffered items, to be called in the listeners' thread or event loop."""
