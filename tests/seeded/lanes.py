@@ -43,8 +43,8 @@ SEEDS = (
     Seed(
         "a late answer on a sync connection is taken for the next one's",
         "lanes/native/lane.py",
-        "            slot.discard()\n            failure = self._failure(command, error, sent, timeout)",
-        "            failure = self._failure(command, error, sent, timeout)",
+        "            slot.discard()\n            failure = self._failure(slot, command, error, sent, timeout)",
+        "            failure = self._failure(slot, command, error, sent, timeout)",
         "tests/client/test_retries.py",
     ),
     Seed(

@@ -155,6 +155,15 @@ class AsyncCalls:
         lane = self.lane
         if lane is not None:
             return lane
+        events: List[Tuple[Any, ...]] = []
+        try:
+            return await self._open(deadline, lambda *event: events.append(event))
+        finally:
+            for event in events:
+                self.handlers.emit(*event)
+
+    async def _open(self, deadline: float, emit: Callable[..., None]) -> AsyncLane:
+        """Open the lane, or wait for who opens it. Events go to `emit`: a handler may need the lock that is held."""
         async with self._opening_lock():
             if self.closed:
                 raise client_closed()
@@ -165,7 +174,7 @@ class AsyncCalls:
                     self.target,
                     CODECS[self.config.format],
                     self.network,
-                    self._begin,
+                    partial(self._begin, emit),
                     self._forget,
                     deadline,
                 )
@@ -176,14 +185,19 @@ class AsyncCalls:
                     if lane is None:
                         raise client_closed()
                 else:
+                    self._tell(self.handlers.emit, lane)
                     self.lane = lane
         return lane
 
-    def _begin(self, lane: AsyncLane) -> None:
+    def _begin(self, emit: Callable[..., None], lane: AsyncLane) -> None:
         """Register a lane before it connects, so that `close` and forks reach it."""
-        lane.connected = partial(_connected, self.pauses, self.handlers)
-        lane.disconnected = partial(self.handlers.emit, "disconnected")
+        self._tell(emit, lane)
         self._lanes.append(lane)
+
+    def _tell(self, emit: Callable[..., None], lane: AsyncLane) -> None:
+        """Have `emit` called with the lane's events."""
+        lane.connected = partial(_connected, self.pauses, emit)
+        lane.disconnected = partial(emit, "disconnected")
 
     def _forget(self, lane: AsyncLane) -> None:
         with suppress(ValueError):  # closed meanwhile
@@ -222,10 +236,10 @@ class AsyncCalls:
             self.lane = None
 
 
-def _connected(pauses: AsyncPauses, handlers: AsyncHandlers) -> None:
+def _connected(pauses: AsyncPauses, emit: Callable[..., None]) -> None:
     """Let all who pause go on. Of the client itself, which a lane must not keep, this holds nothing."""
     pauses.connected()
-    handlers.emit("connected")
+    emit("connected")
 
 
 class _Request:

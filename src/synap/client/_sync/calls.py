@@ -156,6 +156,15 @@ class Calls:
         lane = self.lane
         if lane is not None:
             return lane
+        events: List[Tuple[Any, ...]] = []
+        try:
+            return self._open(deadline, lambda *event: events.append(event))
+        finally:
+            for event in events:
+                self.handlers.emit(*event)
+
+    def _open(self, deadline: float, emit: Callable[..., None]) -> Lane:
+        """Open the lane, or wait for who opens it. Events go to `emit`: a handler may need the lock that is held."""
         with self._opening_lock():
             if self.closed:
                 raise client_closed()
@@ -166,7 +175,7 @@ class Calls:
                     self.target,
                     CODECS[self.config.format],
                     self.network,
-                    self._begin,
+                    partial(self._begin, emit),
                     self._forget,
                     deadline,
                 )
@@ -177,14 +186,19 @@ class Calls:
                     if lane is None:
                         raise client_closed()
                 else:
+                    self._tell(self.handlers.emit, lane)
                     self.lane = lane
         return lane
 
-    def _begin(self, lane: Lane) -> None:
+    def _begin(self, emit: Callable[..., None], lane: Lane) -> None:
         """Register a lane before it connects, so that `close` and forks reach it."""
-        lane.connected = partial(_connected, self.pauses, self.handlers)
-        lane.disconnected = partial(self.handlers.emit, "disconnected")
+        self._tell(emit, lane)
         self._lanes.append(lane)
+
+    def _tell(self, emit: Callable[..., None], lane: Lane) -> None:
+        """Have `emit` called with the lane's events."""
+        lane.connected = partial(_connected, self.pauses, emit)
+        lane.disconnected = partial(emit, "disconnected")
 
     def _forget(self, lane: Lane) -> None:
         with suppress(ValueError):  # closed meanwhile
@@ -223,10 +237,10 @@ class Calls:
             self.lane = None
 
 
-def _connected(pauses: Pauses, handlers: Handlers) -> None:
+def _connected(pauses: Pauses, emit: Callable[..., None]) -> None:
     """Let all who pause go on. Of the client itself, which a lane must not keep, this holds nothing."""
     pauses.connected()
-    handlers.emit("connected")
+    emit("connected")
 
 
 class _Request:

@@ -25,7 +25,7 @@ class Lane:
     """One way to reach a service.
 
     `connected` is called when the lane connects, `disconnected` with the reason when the connection is lost, on any
-    thread. They must not block.
+    thread, while no lock of the lane is held. They must not block.
     """
 
     def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:

@@ -16,7 +16,7 @@ import warnings
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Dict, List, Optional, Set, Tuple, cast
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, cast
 
 from msgspec import Struct
 
@@ -244,7 +244,7 @@ class NativeLane(Lane):
         except BaseException as error:
             # The answer may still arrive on this connection: it must not be used again.
             slot.discard()
-            failure = self._failure(command, error, sent, timeout)
+            failure = self._failure(slot, command, error, sent, timeout)
             if failure is None:
                 raise
             raise failure from None
@@ -277,12 +277,14 @@ class NativeLane(Lane):
                 del call  # else only the garbage collector frees the error, whose traceback has the payload
         return call.body
 
-    def _failure(self, command: Command, error: BaseException, sent: bool, timeout: float) -> Optional[SynapError]:
+    def _failure(
+        self, slot: _Slot, command: Command, error: BaseException, sent: bool, timeout: float
+    ) -> Optional[SynapError]:
         """Return the error of a failed call; None where it was interrupted, as by `KeyboardInterrupt`."""
         if isinstance(error, TimeoutError):
             return timed_out(command, sent, timeout)
         if isinstance(error, (OSError, Fault)):
-            self.ended(why(error))
+            self._aside(slot, self.ended, why(error))
             return lost(command, sent, why(error))
         if isinstance(error, UNREADABLE):
             return unreadable(command, error)
@@ -304,7 +306,7 @@ class NativeLane(Lane):
                 if isinstance(error, TimeoutError):
                     raise errors.ping_timed_out(self.config.timeout) from None
                 if isinstance(error, (OSError, Fault, *UNREADABLE)):
-                    self.ended(why(error))
+                    self._aside(slot, self.ended, why(error))
                     raise errors.connect_failed(self.target.authority, error, local=self.target.local) from None
                 raise
         finally:
@@ -319,24 +321,37 @@ class NativeLane(Lane):
         if connection is not None and not connection.ended():
             return connection
         slot.discard()
-        connection = self.open(slot.session, deadline)
+        connection, first = self.open(slot.session, deadline)
         slot.connection = connection
+        if first:
+            self._aside(slot, self.connected)
         if slot.place not in self._slots:
             slot.discard()
             raise errors.client_closed()
         return connection
 
-    def open(self, session: str, deadline: float) -> BlockingConnection:
-        """Open a connection for `session`, within the client's timeout and by `deadline`."""
+    def open(self, session: str, deadline: float) -> Tuple[BlockingConnection, bool]:
+        """Open a connection for `session`, within the client's timeout and by `deadline`.
+
+        Returns also whether there was none: then `connected` is to be called, while no lock is held.
+        """
         limit = min(deadline, monotonic() + self.config.timeout)
         opening = self.begin(self.config, self.target, session)
         connection = open_connection(
             self.config, self.target, self.codec, opening, self.network, self._context, limit, lambda: self.closed
         )
         log.debug("connected to %s (%s)", self.target.authority, self.name)
-        if self._changed(up=True):
-            self.connected()
-        return connection
+        return connection, self._changed(up=True)
+
+    def _aside(self, slot: _Slot, tell: Callable[..., None], *about: object) -> None:
+        """Tell of an event of a slot's connection. Meanwhile the slot doesn't count: a handler's call may need one."""
+        self._waiting.add(weakref.ref(slot, self._waiting.discard))
+        try:
+            with self._guard:
+                self._freed.notify()
+            tell(*about)
+        finally:
+            self._waiting.discard(slot.place)
 
     def ended(self, reason: str) -> None:
         """Report that a connection was lost."""

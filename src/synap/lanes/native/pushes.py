@@ -150,20 +150,25 @@ class Pushes:
 
     def _open_and_number(self, deadline: float) -> Tuple[_Reader, int]:
         """Return an open connection, and a number for a request."""
-        with self._guard:
-            reader = self._reader
-            if reader is None or not reader.conversation.open:
-                connection = self._lane.open(self._session, deadline)
-                reader = _Reader(connection, self._ended)
-                with self._change:
-                    self._reader = reader
-                    if not reader.over:
-                        self._readers.add(reader)
-                if self._lane.closed:  # while it connected
-                    self.close()
-                    raise client_closed()
-            self._number += 1
-            return reader, self._number
+        first = False
+        try:
+            with self._guard:
+                reader = self._reader
+                if reader is None or not reader.conversation.open:
+                    connection, first = self._lane.open(self._session, deadline)
+                    reader = _Reader(connection, self._ended)
+                    with self._change:
+                        self._reader = reader
+                        if not reader.over:
+                            self._readers.add(reader)
+                    if self._lane.closed:  # while it connected
+                        self.close()
+                        raise client_closed()
+                self._number += 1
+                return reader, self._number
+        finally:
+            if first:
+                self._lane.connected()
 
     def unsubscribe(self, handle: Any) -> None:
         """End a subscription."""
