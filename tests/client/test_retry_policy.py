@@ -68,3 +68,9 @@ def test_what_is_remembered_may_be_repeated_and_a_topic_message_only_if_it_was_n
     assert is_repeatable(KV_INCR, doubtful)
     assert not is_repeatable(PUBSUB_PUBLISH, doubtful)
     assert is_repeatable(PUBSUB_PUBLISH, LOST)
+
+
+def test_tries_that_were_brought_about_lengthen_the_pauses_and_are_none_of_the_retries() -> None:
+    growing = policy(1, retry_delay=1.0, retry_backoff=2.0, retry_max_delay=5.0, chance=0.0)
+    assert [growing.pause(LOST, 0, free) for free in range(4)] == [1.0, 2.0, 4.0, 5.0]
+    assert growing.pause(LOST, 1, 0) is None

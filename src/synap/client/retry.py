@@ -44,12 +44,15 @@ class RetryPolicy:
     chance: Callable[[], float] = random.random
     """Returns random numbers from 0 to 1."""
 
-    def pause(self, error: SynapError, attempt: int) -> Optional[float]:
-        """Return the seconds to wait before further attempt number `attempt` (from 0); None: there is none."""
+    def pause(self, error: SynapError, attempt: int, free: int = 0) -> Optional[float]:
+        """Return the seconds to wait before further attempt number `attempt` (from 0); None: there is none.
+
+        `free`: how many beside those another's connection brought about.
+        """
         if attempt >= self.config.retries or not is_transient(error):
             return None
         after = retry_after(error)
-        return None if after > self.config.retry_max_delay else max(self.backed_off(attempt), after)
+        return None if after > self.config.retry_max_delay else max(self.backed_off(attempt + free), after)
 
     def backed_off(self, attempt: int) -> float:
         """Return the pause before further attempt number `attempt` (from 0), however many are allowed."""

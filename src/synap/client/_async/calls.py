@@ -97,20 +97,26 @@ class AsyncCalls:
         `error`: of an attempt before these. `may_repeat(error)` returns whether another attempt is safe. No attempt
         begins after `deadline`.
         """
-        failures = 0
+        failures = free = 0
+        brought_about = False
         while True:
             if error is not None:
-                pause = self.policy.pause(error, failures)
+                pause = self.policy.pause(error, failures, free)
                 if pause is None or self.closed or monotonic() + pause >= deadline:
                     raise error
                 if may_repeat is not None and not may_repeat(error):
                     raise error
                 log.debug("%s: retry %d in %.3f s", error.message, failures + 1, pause)
-                if not await self.pauses.wait(AsyncEvent(), pause, error):  # else another's try brought this one about
+                brought_about = await self.pauses.wait(AsyncEvent(), pause, error)  # by another's connection
+                if brought_about:
+                    free += 1
+                else:
                     failures += 1
                 if self.closed:
                     raise error
             try:
+                if brought_about:
+                    return await self.pauses.follow(attempt)
                 return await attempt()
             except SynapError as failure:
                 error = failure

@@ -268,7 +268,7 @@ class Subscription(Generic[T]):
         """
         if monotonic() - self._since > STABLE:
             self._attempts = 0
-        await self._wait(self._calls.policy.backed_off(self._attempts), error)
+        brought_about = await self._wait(self._calls.policy.backed_off(self._attempts), error)
         while not self._over.is_set():
             if not is_transient(error) and not isinstance(error, TimeoutError):
                 if error.details.get("closed"):
@@ -279,7 +279,10 @@ class Subscription(Generic[T]):
             self._since = monotonic()  # before subscribing too: the connection may be lost before that returns
             self._attempts += 1
             try:
-                await self._subscribe()
+                if brought_about:
+                    await self._calls.pauses.follow(self._subscribe)
+                else:
+                    await self._subscribe()
                 self._since = monotonic()
                 await self._check_log()
                 return
@@ -287,13 +290,12 @@ class Subscription(Generic[T]):
                 error = failure
             pause = max(self._calls.policy.backed_off(self._attempts), retry_after(error))
             log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
-            await self._wait(pause, error)
+            brought_about = await self._wait(pause, error)
 
-    async def _wait(self, pause: float, error: SynapError) -> None:
-        """Pause before another attempt, until this ends or a connection is there again."""
+    async def _wait(self, pause: float, error: SynapError) -> bool:
+        """Pause before another attempt; returns whether this has ended meanwhile, or a connection is there again."""
         self._paused = AsyncEvent()
-        if not self._over.is_set():
-            await self._calls.pauses.wait(self._paused, pause, error)
+        return self._over.is_set() or await self._calls.pauses.wait(self._paused, pause, error)
 
     # ------------------------------------------------------------------------------------------ slow callbacks
 

@@ -98,20 +98,26 @@ class Calls:
         `error`: of an attempt before these. `may_repeat(error)` returns whether another attempt is safe. No attempt
         begins after `deadline`.
         """
-        failures = 0
+        failures = free = 0
+        brought_about = False
         while True:
             if error is not None:
-                pause = self.policy.pause(error, failures)
+                pause = self.policy.pause(error, failures, free)
                 if pause is None or self.closed or monotonic() + pause >= deadline:
                     raise error
                 if may_repeat is not None and not may_repeat(error):
                     raise error
                 log.debug("%s: retry %d in %.3f s", error.message, failures + 1, pause)
-                if not self.pauses.wait(Event(), pause, error):  # else another's try brought this one about
+                brought_about = self.pauses.wait(Event(), pause, error)  # by another's connection
+                if brought_about:
+                    free += 1
+                else:
                     failures += 1
                 if self.closed:
                     raise error
             try:
+                if brought_about:
+                    return self.pauses.follow(attempt)
                 return attempt()
             except SynapError as failure:
                 error = failure

@@ -264,7 +264,7 @@ class Subscription(Generic[T]):
         """
         if monotonic() - self._since > STABLE:
             self._attempts = 0
-        self._wait(self._calls.policy.backed_off(self._attempts), error)
+        brought_about = self._wait(self._calls.policy.backed_off(self._attempts), error)
         while not self._over.is_set():
             if not is_transient(error) and not isinstance(error, TimeoutError):
                 if error.details.get("closed"):
@@ -275,7 +275,10 @@ class Subscription(Generic[T]):
             self._since = monotonic()  # before subscribing too: the connection may be lost before that returns
             self._attempts += 1
             try:
-                self._subscribe()
+                if brought_about:
+                    self._calls.pauses.follow(self._subscribe)
+                else:
+                    self._subscribe()
                 self._since = monotonic()
                 self._check_log()
                 return
@@ -283,13 +286,12 @@ class Subscription(Generic[T]):
                 error = failure
             pause = max(self._calls.policy.backed_off(self._attempts), retry_after(error))
             log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
-            self._wait(pause, error)
+            brought_about = self._wait(pause, error)
 
-    def _wait(self, pause: float, error: SynapError) -> None:
-        """Pause before another attempt, until this ends or a connection is there again."""
+    def _wait(self, pause: float, error: SynapError) -> bool:
+        """Pause before another attempt; returns whether this has ended meanwhile, or a connection is there again."""
         self._paused = Event()
-        if not self._over.is_set():
-            self._calls.pauses.wait(self._paused, pause, error)
+        return self._over.is_set() or self._calls.pauses.wait(self._paused, pause, error)
 
     # ------------------------------------------------------------------------------------------ slow callbacks
 
