@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import List
+from typing import Any, List
 
 import pytest
 
-from synap import SynapClient
+from synap import ConnectionError, SynapClient
 from synap.lanes.io.threads import apart
 from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService, message, subscribe
@@ -106,3 +106,52 @@ def test_an_engine_in_this_process_keeps_time_as_soon_as_a_thread_can_be_started
         message = client.queue.consume("q", timeout=PATIENCE)
         assert message is not None
         assert message.message == 1
+
+
+class NoReader:
+    """Refuses so many starts of the reader's thread."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.left = count
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "synap-reader" and self.left:
+                self.left -= 1
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_a_subscription_in_this_process_without_a_thread_to_read_with_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    NoReader(monkeypatch, 1)
+    with SynapClient(url="memory://", retries=0) as client:
+        with pytest.raises(ConnectionError, match=r"no thread to read with: can't start new thread") as caught:
+            client.pubsub.subscribe(["t"], print)
+    assert caught.value.code == "CONNECTION_FAILED"
+
+
+@pytest.mark.parametrize("retries", [0, 3], ids=["asked again", "retried"])
+def test_subscriptions_in_this_process_work_once_a_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    refusing = NoReader(monkeypatch, 1)
+    with SynapClient(url="memory://", retries=retries, retry_delay=0.01) as client:
+        got: List[Any] = []
+        arrived = threading.Event()
+
+        def take(topic: str, message: Any) -> None:
+            got.append(message)
+            arrived.set()
+
+        if not retries:
+            with pytest.raises(ConnectionError):
+                client.pubsub.subscribe(["t"], take)
+        client.pubsub.subscribe(["t"], take)
+        assert not refusing.left
+        assert client.pubsub.publish("t", 1).subscribers_matched == 1
+        assert arrived.wait(PATIENCE)
+        assert got == [1]

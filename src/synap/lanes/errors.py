@@ -63,6 +63,11 @@ def ping_timed_out(seconds: float) -> TimeoutError:
     return TimeoutError("TIMEOUT", f"the service did not respond within {seconds:g} seconds", {})
 
 
+def no_reader(error: RuntimeError) -> ConnectionError:
+    """Build `CONNECTION_FAILED` for a subscription whose items no thread can be started for."""
+    return ConnectionError("CONNECTION_FAILED", f"no thread to read with: {error}; nothing was sent", {})
+
+
 def client_closed() -> ConnectionError:
     """Build the error for a client that is used after `close()`. `details` has `closed`, so that it is not retried."""
     return ConnectionError(

@@ -15,7 +15,7 @@ from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.host.inprocess import enter
 from synap.lanes._sync.base import Lane
-from synap.lanes.errors import client_closed
+from synap.lanes.errors import client_closed, no_reader
 from synap.lanes.inprocess.attachment import Attachment, enter_arguments
 from synap.lanes.inprocess.session import PushedSession, Waiter
 from synap.wire.codec import Codec
@@ -116,12 +116,16 @@ class LocalLane(Lane):
                 if self.closed:
                     raise client_closed()
                 bell = threading.Event()
-                session = self._pushed = PushedSession(attachment.host, attachment.codec, bell.set)
-                attachment.sessions.append(session)
+                session = PushedSession(attachment.host, attachment.codec, bell.set)
                 reader = threading.Thread(
                     target=_read, args=(session, attachment.lock, bell), name="synap-reader", daemon=True
                 )
-                reader.start()
+                try:
+                    reader.start()
+                except RuntimeError as error:  # there are as many as there may be
+                    raise no_reader(error) from None
+                attachment.sessions.append(session)
+                self._pushed = session
         return session
 
     def unsubscribe(self, handle: Any) -> None:

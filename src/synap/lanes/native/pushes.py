@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Set, Tuple
 from msgspec import Struct
 
 from synap.commands import Command
-from synap.errors import ConnectionError, SynapError
-from synap.lanes.errors import client_closed, subscription_lost
+from synap.errors import SynapError
+from synap.lanes.errors import client_closed, no_reader, subscription_lost
 from synap.lanes.io.threads import LONGEST
 from synap.lanes.native.blocking import BlockingConnection, Outcome
 from synap.wire.compression import WORTH
@@ -59,7 +59,7 @@ class _Reader:
             threading.Thread(target=self._read, name="synap-reader", daemon=True).start()
         except RuntimeError as error:  # there are as many as there may be
             connection.close()
-            raise ConnectionError("CONNECTION_FAILED", f"no thread to read with: {error}; nothing was sent") from None
+            raise no_reader(error) from None
 
     def request(self, command: Command, number: int, body: bytes, deadline: float) -> bytes:
         """Send a request; returns the body of its answer."""
