@@ -29,8 +29,8 @@ SEEDS = (
     Seed(
         "a retry comes before the service is ready for it",
         "client/retry.py",
-        "max(self.backed_off(attempt), after)",
-        "self.backed_off(attempt)",
+        "max(self.backed_off(attempt + free), after)",
+        "self.backed_off(attempt + free)",
         "tests/client/test_retry_policy.py",
     ),
     Seed(
