@@ -109,6 +109,8 @@ class Lock:
                 return False
             self._lost = False
             async_spawn(self._renew, token, released, name=f"synap lock {self.name}")
+            if True:  # ASYNC
+                async_spawn(self._watch, released, name=f"synap lock {self.name}")
             self._token, self._released = token, released
         except BaseException:
             # The lock may have been taken all the same.
@@ -215,6 +217,18 @@ class Lock:
             pause = self._ttl / 3
         else:
             return
+        self._lose(released)
+
+    if True:  # ASYNC
+
+        async def _watch(self, released: AsyncEvent) -> None:
+            """Notice that the lock has expired also while a renewal waits for its answer."""
+            while not await released.wait(max(0.0, self._until - monotonic())):
+                if monotonic() >= self._until:
+                    self._lose(released)
+
+    def _lose(self, released: AsyncEvent) -> None:
+        released.set()  # nobody renews it any more
         self._lost = True
         if True:  # ASYNC
             if self._block is not None:

@@ -212,6 +212,10 @@ class Lock:
             pause = self._ttl / 3
         else:
             return
+        self._lose(released)
+
+    def _lose(self, released: Event) -> None:
+        released.set()  # nobody renews it any more
         self._lost = True
 
     # ------------------------------------------------------------------------------------------ giving back
