@@ -65,19 +65,10 @@ async def test_acquire_says_whether_it_was_free(client: AsyncSynapClient, name: 
 
 @pytest.mark.without("crashing")
 async def test_who_waits_is_served_when_it_is_given_back_first_come_first_served(make: Make, name: str) -> None:
-    order: List[int] = []
-
-    async def hold(number: int) -> None:
-        async with client.lock(name, wait=PATIENCE):
-            order.append(number)
-
     client = make()
+    order: List[int] = []
     async with client.lock(name):
-        waiting: List[Any] = []
-        for number in range(5):
-            waiting.append(asyncio.ensure_future(hold(number)))
-            while await _waiters(client, name) <= number:
-                await asyncio.sleep(0.01)
+        waiting = await _wait_in_line(client, name, order, 5)
     await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
     assert order == [0, 1, 2, 3, 4]
     async with client.lock(name):
@@ -87,8 +78,59 @@ async def test_who_waits_is_served_when_it_is_given_back_first_come_first_served
 
 async def _waiters(client: AsyncSynapClient, name: str) -> int:
     key = f"lock:{name}"
-    queue = f"{key}:waiting" if "{" in name else f"{{{key}}}:waiting"
+    queue = colocated(key, ":waiting")
     return (await client.queue.stats(queue)).consumers if queue in await client.queue.list() else 0
+
+
+@pytest.mark.without("crashing", "sync")
+async def test_who_is_cancelled_while_waiting_costs_nobody_a_place_in_the_line(make: Make, name: str) -> None:
+    client = make()
+    order: List[int] = []
+    held = client.lock(name)
+    assert await held.acquire()
+    waiting = await _wait_in_line(client, name, order, 4)
+    waiting[3].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[3]
+    await held._release_abandoned("what it does in the background, and again here, where its end is seen")
+    while await _waiters(client, name) > 3:
+        await asyncio.sleep(0.01)
+    assert (await client.queue.stats(colocated(f"lock:{name}", ":waiting"))).published_total == 0
+    await held.release()
+    await asyncio.wait_for(asyncio.gather(*waiting[:3]), PATIENCE)
+    assert order == [0, 1, 2]
+
+
+@pytest.mark.without("crashing", "failing")
+async def test_the_release_of_a_lock_that_was_lost_costs_nobody_a_place_in_the_line(make: Make, name: str) -> None:
+    client = make()
+    order: List[int] = []
+    lost, another = client.lock(name), client.lock(name)
+    assert await lost.acquire()
+    await client.kv.delete(f"lock:{name}")
+    assert await another.acquire()
+    waiting = await _wait_in_line(client, name, order, 2)
+    with pytest.raises(LockLostError):
+        await lost.release()
+    assert (await client.queue.stats(colocated(f"lock:{name}", ":waiting"))).published_total == 0
+    await another.release()
+    await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
+    assert order == [0, 1]
+
+
+async def _wait_in_line(client: AsyncSynapClient, name: str, order: List[int], count: int) -> List[Any]:
+    """Have so many wait for a lock, one after the other; `order` tells who got it, once it is free."""
+
+    async def hold(number: int) -> None:
+        async with client.lock(name, wait=PATIENCE):
+            order.append(number)
+
+    waiting: List[Any] = []
+    for number in range(count):
+        waiting.append(asyncio.ensure_future(hold(number)))
+        while await _waiters(client, name) <= number:
+            await asyncio.sleep(0.01)
+    return waiting
 
 
 @pytest.mark.without("crashing")
@@ -267,7 +309,7 @@ async def test_an_old_note_takes_no_lock_from_who_holds_it_by_now(make: Make, na
     holder, waiter = make().lock(name), make().lock(name)
     assert await holder.acquire()
     key = f"lock:{name}"
-    waiting = f"{key}:waiting" if "{" in name else f"{{{key}}}:waiting"
+    waiting = colocated(key, ":waiting")
     await make().queue.publish(waiting, HANDOVER_PREFIX + "from a holder of before")
     for wait in (0.2, 2, 20):  # on a busy machine 0.2 seconds may be over before there is time to ask for a note
         assert not await waiter.acquire(wait=wait)

@@ -236,11 +236,16 @@ class Lock:
 
     def _hand_over(self, token: str) -> bool:
         """Hand the lock to the longest waiter, or delete it; returns False where this object no longer holds it."""
+        with Pipeline(self._calls, atomic=False) as p:
+            waiters = p.queue.stats(self._waiting)
+            holder = p.kv.get(self.key)
         try:
-            consumers = (self._queue.stats(self._waiting)).consumers
+            _succeeded(waiters, holder)
         except QueueNotFoundError:  # there were no waiters
             return self._kv.delete(self.key, if_value=token) == 1
-        if not consumers:
+        if holder.result().value != token:  # a note would cost the longest waiter its place in the line
+            return False
+        if not waiters.result().consumers:
             with Pipeline(self._calls, atomic=False) as p:
                 deleted = p.kv.delete(self.key, if_value=token)
                 p.queue.delete(self._waiting)
