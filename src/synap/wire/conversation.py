@@ -151,6 +151,11 @@ class Conversation:
         self._subscribing: Dict[int, Tuple[Command, Optional[Listener]]] = {}
         self._pings: Dict[int, Waiter] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight and nothing subscribed. Something may still wait to be sent."""
+        return not self.calls and not self.listeners and not self._pings
+
     # ------------------------------------------------------------------------------------------ sending
 
     def fit(self, body: bytes, flags: int) -> Tuple[bytes, int]:

@@ -59,13 +59,15 @@ else:
 class _Channel(Numbers):
     """A lane's state in one event loop: a session with its numbers, and the current connection."""
 
-    __slots__ = ("_connecting", "_lane", "connection", "connections", "loop", "over")
+    __slots__ = ("_connecting", "_lane", "closing", "connection", "connections", "loop", "over")
 
     def __init__(self, lane: AsyncNativeLane, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(uuid.uuid4().hex)
         self.loop = loop
         self.connection: Optional[Connection] = None
         self.connections: Set[Connection] = set()
+        self.closing: Set[Connection] = set()
+        """Those that were idle, until they have ended."""
         self.over = False
         self._lane = lane
         self._connecting: Optional[asyncio.Task[Connection]] = None
@@ -186,7 +188,7 @@ class _Channel(Numbers):
         connections = list(self.connections)
         self.connections.clear()
         lost, self.connection = self.connection is not None, None
-        for connection in connections:
+        for connection in [*connections, *self.closing]:
             if connection.open:
                 self.confirm(connection)
             await connection.close("the client was closed", CLOSE_TIMEOUT)
@@ -200,13 +202,16 @@ class _Channel(Numbers):
         for connection in list(self.connections):
             connection.abort("the client left it")
 
-    async def close_idle(self, connection: Connection) -> None:
-        """Close an idle connection (`keep_alive=False`)."""
+    def close_idle(self, connection: Connection) -> None:
+        """Close an idle connection (`keep_alive=False`). Nobody waits for its end: who does so may be cancelled, and
+        then the answer that has come would be lost."""
         if connection.idle and connection is self.connection:
             self.connection = None
             self.connections.discard(connection)
             self.confirm(connection)
-            await connection.close("nothing is in flight, and keep_alive is off", CLOSE_TIMEOUT)
+            self.closing.add(connection)
+            connection.lost.add_done_callback(lambda _: self.closing.discard(connection))
+            connection.shut("nothing is in flight, and keep_alive is off", CLOSE_TIMEOUT)
 
 
 _Ticket = Tuple[_Channel, int]
@@ -267,7 +272,7 @@ class AsyncNativeLane(AsyncLane):
     def _renew(self, channel: _Channel) -> _Channel:
         """Start a session with new numbers. Requests in flight stay in the old one."""
         fresh = self._channels[channel.loop] = self._channel = _Channel(self, channel.loop)
-        fresh.connections = channel.connections
+        fresh.connections, fresh.closing = channel.connections, channel.closing
         return fresh
 
     def drop(self, ticket: Any) -> None:
@@ -302,14 +307,19 @@ class AsyncNativeLane(AsyncLane):
             result = await connection.send(command, number, body, began, timeout, channel.parked)
         finally:
             if self._close_idle:
-                await channel.close_idle(connection)
+                channel.close_idle(connection)
         if command.confirm_soon:
             connection.conversation.answered = CONFIRM_EVERY
         return result
 
     async def health(self, deadline: float) -> Dict[str, Any]:
-        connection = await self._here().connect(deadline)
-        body = await connection.ping(max(deadline - monotonic(), 0.0))
+        channel = self._here()
+        connection = await channel.connect(deadline)
+        try:
+            body = await connection.ping(max(deadline - monotonic(), 0.0))
+        finally:
+            if self._close_idle:
+                channel.close_idle(connection)
         try:
             figures = self.codec.decode(body) if body else {}
         except UNREADABLE as error:
@@ -332,6 +342,8 @@ class AsyncNativeLane(AsyncLane):
             answer = await connection.subscribe(command, number, body, listener, began, max(deadline - began, 0.0))
         except BaseException:
             connection.withdraw(number)
+            if self._close_idle:
+                channel.close_idle(connection)
             raise
         return (connection, command, answer.subscription_id), answer
 
@@ -349,7 +361,7 @@ class AsyncNativeLane(AsyncLane):
         finally:
             connection.withdraw(number)
             if self._close_idle:
-                await channel.close_idle(connection)
+                channel.close_idle(connection)
 
     # ------------------------------------------------------------------------------------------ the end
 

@@ -98,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight and nothing subscribed."""
-        return not self.pending and not self.conversation.listeners and not self._out
+        return self.conversation.idle
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -446,6 +446,12 @@ class Connection(asyncio.BufferedProtocol):
 
     async def close(self, reason: str, grace: float) -> None:
         """Close, and abort after `grace` seconds, also where waiting for it is cancelled. Calls in flight fail."""
+        self.shut(reason, grace)
+        if self._transport is not None and not self.lost.done():
+            await asyncio.shield(self.lost)
+
+    def shut(self, reason: str, grace: float) -> None:
+        """Begin to close, and abort after `grace` seconds. What waits to be sent is sent."""
         self.conversation.open = False
         self.reason = self.reason or reason
         transport = self._transport
@@ -456,4 +462,3 @@ class Connection(asyncio.BufferedProtocol):
             transport.close()
             alarm = self.loop.call_later(grace, transport.abort)
             self.lost.add_done_callback(lambda _: alarm.cancel())
-            await asyncio.shield(self.lost)
