@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import urllib.request
 from typing import Any, List
 
 import pytest
 
 from synap import AsyncSynapClient, EventsLostError, SynapClient
+from synap.results import StreamEvent
 from synap.testing.server import ThrowawayServer, can_serve
+from tests.client.conftest import Make
+from tests.helpers.colour import in_thread
 from tests.helpers.patience import PATIENCE
+from tests.helpers.scripted import Peer, ScriptedService, event, name_of
 
 pytestmark = pytest.mark.skipif(not can_serve(), reason="the service needs Python 3.10")
 
@@ -32,6 +37,32 @@ async def test_what_retention_removed_before_it_was_seen_is_told() -> None:
             assert isinstance(error, EventsLostError)
             assert error.details == {"room": "room", "from": 1, "to": 6}
             await subscription.unsubscribe()
+
+
+async def test_closing_does_not_wait_long_for_the_answer_to_a_commit(make: Make) -> None:
+    second, asked = threading.Event(), threading.Event()
+
+    def note(event: StreamEvent) -> None:
+        if event.offset == 1:
+            second.set()
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "stream.subscribe":
+                peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+                event(peer, 1, 0)
+                event(peer, 1, 1)
+            elif name_of(request) == "stream.commit":
+                asked.set()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, timeout=10 * PATIENCE)
+        await client.stream.subscribe("room", note, name="reader")
+        assert await in_thread(second.wait, PATIENCE)
+        await asyncio.wait_for(client.close(), PATIENCE)
+        assert await in_thread(asked.wait, PATIENCE)
 
 
 def test_no_event_is_left_out_over_crashes_and_repeats_are_behind_the_last_commit(tmp_path: Any) -> None:

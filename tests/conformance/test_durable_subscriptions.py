@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any, List
 
 import pytest
 
 from synap import AsyncSynapClient, RoomNotFoundError, SynapError
+from synap.client._async import commits as async_commits
+from synap.client._sync import commits as sync_commits
+from synap.results import StreamEvent
+from tests.conformance.conftest import Make
+from tests.helpers.colour import in_thread
 from tests.helpers.patience import PATIENCE, in_time
 
 pytestmark = pytest.mark.without("crashing")  # see tests/client/test_durable_names.py
@@ -60,6 +66,36 @@ async def test_what_an_iterator_gave_is_done_once_the_next_is_asked_for(client: 
     again = await client.stream.subscribe(name, name="reader")
     assert await take(again, 2) == [2, 3]
     await again.unsubscribe()
+
+
+async def test_a_client_that_closes_commits_what_its_callback_has_done(
+    make: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for colour in (async_commits, sync_commits):
+        monkeypatch.setattr(colour, "INTERVAL", 10 * PATIENCE)
+    client, other = make(), make()
+    await publish(other, name, 0, 1, 2)
+    last = threading.Event()
+
+    def note(event: StreamEvent) -> None:
+        if event.offset == 3:
+            last.set()
+
+    await client.stream.subscribe(name, note, replay=True, name="reader")
+    await publish(other, name, 3)
+    assert await in_thread(last.wait, PATIENCE)
+    await client.close()
+    assert (await other.stream.cursors(name))[0].offset >= 2  # the last one's callback may not have returned
+
+
+async def test_a_client_that_closes_does_not_commit_what_its_iterator_gave_last(make: Make, name: str) -> None:
+    client, other = make(), make()
+    await publish(other, name, 0, 1, 2)
+    subscription = await client.stream.subscribe(name, replay=True, name="reader")
+    assert await take(subscription, 2) == [0, 1]
+    await client.close()
+    await subscription.unsubscribe()
+    assert (await other.stream.cursors(name))[0].offset == 0
 
 
 async def test_an_event_whose_handling_failed_comes_again(client: AsyncSynapClient, name: str) -> None:

@@ -27,6 +27,7 @@ class AsyncCommits:
         """Mark an event, and all before it, as processed."""
         if offset > self._done:
             self._done = offset
+            self._calls.unfinished.add(self.finish)
             if not self._scheduled and not self._closed.is_set():
                 self._scheduled = True
                 async_spawn(self._commit_later, name=f"synap commits of {self._name!r}", or_here=True)
@@ -34,7 +35,22 @@ class AsyncCommits:
     async def close(self) -> None:
         """Commit the last processed event, and stop."""
         self._closed.set()
-        await self._commit()
+        if not self._calls.closed:  # else `finish` has done it
+            await self._commit()
+        self._calls.unfinished.discard(self.finish)
+
+    def finish(self) -> AsyncEvent:
+        """Do what `close` does in the background, while the client closes; returns an event that is set then."""
+        self._closed.set()
+        finished = AsyncEvent()
+        async_spawn(self._finish, finished, name=f"synap commits of {self._name!r}", or_here=True)
+        return finished
+
+    async def _finish(self, finished: AsyncEvent) -> None:
+        try:
+            await self._commit()
+        finally:
+            finished.set()
 
     async def _commit_later(self) -> None:
         await self._closed.wait(INTERVAL)
@@ -45,10 +61,15 @@ class AsyncCommits:
     async def _commit(self) -> None:
         async with self._committing:
             offset = self._done
-            if offset <= self._committed or self._calls.closed:
+            if offset <= self._committed:
                 return
             try:
                 await self._calls.call(c.STREAM_COMMIT, c.StreamCommit(self._room, self._name, offset))
-                self._committed = offset
             except SynapError as error:
-                self._calls.handlers.report(f"the commit of {self._name!r} in room {self._room!r} failed", error)
+                if not error.details.get("closed"):
+                    self._calls.handlers.report(f"the commit of {self._name!r} in room {self._room!r} failed", error)
+                return
+            self._committed = offset
+            self._calls.unfinished.discard(self.finish)
+            if self._done > offset:  # looked at last: another thread may have processed one just now
+                self._calls.unfinished.add(self.finish)

@@ -29,6 +29,9 @@ from synap.wire.conversation import Listener
 
 log = logging.getLogger("synap.client")
 
+FAREWELL = 1.0
+"""Seconds that `close` waits for the last commits of durable subscriptions."""
+
 
 class Calls:
     """Opens the lane with the first call, and repeats requests on it until they succeed or the policy gives up."""
@@ -46,6 +49,9 @@ class Calls:
         self.closed = False
         self.at_close: Set[Callable[[], None]] = set()
         """What the client calls when it closes: the `end` of each of its subscriptions."""
+        self.unfinished: Set[Callable[[], Event]] = set()
+        """What the client calls before it closes its lanes, and whose events it waits for then: the `finish` of
+        durable subscriptions' commits."""
         self.pauses = Pauses()
         self._lanes: List[Lane] = []
         """Every lane that isn't closed: the current one, one being opened, earlier ones."""
@@ -224,10 +230,15 @@ class Calls:
         for end in list(self.at_close):
             end()
         self.pauses.close()
-        self.lane = None
-        for lane in list(self._lanes):
-            lane.close()
-            self._forget(lane)
+        try:
+            until = monotonic() + FAREWELL
+            for finished in [finish() for finish in list(self.unfinished)]:
+                finished.wait(max(0.0, until - monotonic()))
+        finally:
+            self.lane = None
+            for lane in list(self._lanes):
+                lane.close()
+                self._forget(lane)
 
     def forked(self) -> None:
         """In a forked child: drop connections, locks and subscriptions, which belong to the parent."""
@@ -235,6 +246,7 @@ class Calls:
             lane.abandon()
         self._lanes = [] if self.lane is None else [self.lane]
         self.at_close = set()
+        self.unfinished = set()
         self._opening = {}
 
     def replace_lane(self, lane: Lane) -> None:

@@ -28,6 +28,7 @@ class Commits:
         """Mark an event, and all before it, as processed."""
         if offset > self._done:
             self._done = offset
+            self._calls.unfinished.add(self.finish)
             if not self._scheduled and not self._closed.is_set():
                 self._scheduled = True
                 spawn(self._commit_later, name=f"synap commits of {self._name!r}", or_here=True)
@@ -35,7 +36,22 @@ class Commits:
     def close(self) -> None:
         """Commit the last processed event, and stop."""
         self._closed.set()
-        self._commit()
+        if not self._calls.closed:  # else `finish` has done it
+            self._commit()
+        self._calls.unfinished.discard(self.finish)
+
+    def finish(self) -> Event:
+        """Do what `close` does in the background, while the client closes; returns an event that is set then."""
+        self._closed.set()
+        finished = Event()
+        spawn(self._finish, finished, name=f"synap commits of {self._name!r}", or_here=True)
+        return finished
+
+    def _finish(self, finished: Event) -> None:
+        try:
+            self._commit()
+        finally:
+            finished.set()
 
     def _commit_later(self) -> None:
         self._closed.wait(INTERVAL)
@@ -46,10 +62,15 @@ class Commits:
     def _commit(self) -> None:
         with self._committing:
             offset = self._done
-            if offset <= self._committed or self._calls.closed:
+            if offset <= self._committed:
                 return
             try:
                 self._calls.call(c.STREAM_COMMIT, c.StreamCommit(self._room, self._name, offset))
-                self._committed = offset
             except SynapError as error:
-                self._calls.handlers.report(f"the commit of {self._name!r} in room {self._room!r} failed", error)
+                if not error.details.get("closed"):
+                    self._calls.handlers.report(f"the commit of {self._name!r} in room {self._room!r} failed", error)
+                return
+            self._committed = offset
+            self._calls.unfinished.discard(self.finish)
+            if self._done > offset:  # looked at last: another thread may have processed one just now
+                self._calls.unfinished.add(self.finish)
