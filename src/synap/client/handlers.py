@@ -7,10 +7,10 @@ import difflib
 import inspect
 import logging
 import threading
-from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Sequence, Set
+from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Optional, Sequence, Set
 
 from synap.errors import SynapError
-from synap.lanes.io.threads import apart
+from synap.lanes.io.threads import apart, spawn
 
 EVENTS = ("connected", "disconnected", "error")
 """Handlers of 'connected' take nothing, of 'disconnected' the reason (a text), of 'error' the exception."""
@@ -59,6 +59,10 @@ class _Handlers:
         log.error("%s: %s", what, error, exc_info=error)
         self.emit("error", error)
 
+    def report_aside(self, what: str, error: BaseException, then: Optional[Callable[[], None]] = None) -> None:
+        """Do what `report` does, and `then`, without keeping the caller, who reads a connection, from reading on."""
+        raise NotImplementedError
+
     def _settle(self, event: str, outcome: Any) -> None:
         """Run what a handler returned, where it is a coroutine function."""
         raise NotImplementedError
@@ -70,6 +74,11 @@ class AsyncHandlers(_Handlers):
     def __init__(self) -> None:
         super().__init__()
         self._tasks: Set[asyncio.Task[None]] = set()
+
+    def report_aside(self, what: str, error: BaseException, then: Optional[Callable[[], None]] = None) -> None:
+        self.report(what, error)  # a handler that waits is a task
+        if then is not None:
+            then()
 
     def _settle(self, event: str, outcome: Any) -> None:
         if inspect.isawaitable(outcome):
@@ -85,11 +94,25 @@ class AsyncHandlers(_Handlers):
 
 
 class Handlers(_Handlers):
-    """Handlers of the sync client. They run on the thread where the event happens, coroutine functions to their end."""
+    """Handlers of the sync client. They run on the thread where the event happens, coroutine functions to their end.
+
+    Errors that a thread finds which reads a connection are reported on another one: a handler may make requests whose
+    answers the first has to read.
+    """
 
     def _raised(self) -> Any:
         main = threading.current_thread() is threading.main_thread()
         return super()._raised() if main else BaseException  # another thread that reads would end, silently
+
+    def report_aside(self, what: str, error: BaseException, then: Optional[Callable[[], None]] = None) -> None:
+        def run() -> None:
+            try:
+                self.report(what, error)
+            finally:
+                if then is not None:
+                    then()
+
+        spawn(run, name="synap on error", or_here=True)
 
     def _settle(self, event: str, outcome: Any) -> None:
         finish(outcome)

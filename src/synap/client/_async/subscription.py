@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 
 from msgspec import Struct
@@ -250,8 +251,10 @@ class Subscription(Generic[T]):
             return
         self._error = error
         self._feed = None
-        self._calls.handlers.report(f"{self._name} ended", error)  # before the iterator raises it, on another thread
-        self.end(discard=False)
+        self._over.set()
+        self._paused.set()
+        # Reported before the iterator raises it, on another thread.
+        self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
         async_spawn(self._leave, name=f"synap {self._name} leaving")
 
     # ------------------------------------------------------------------------------------------ lost connections

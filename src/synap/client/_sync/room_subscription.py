@@ -102,7 +102,7 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _check_gap(self, expected: Optional[int], offset: int) -> None:
         """Report events that were removed before a durable subscription has seen them."""
         if self._durable is not None and expected is not None and offset > expected:
-            self._calls.handlers.report(
+            self._calls.handlers.report_aside(
                 f"{self._name} lost events",
                 EventsLostError(
                     "EVENTS_LOST",
