@@ -49,3 +49,33 @@ async def test_a_message_that_was_settled_and_came_again_meanwhile_has_lost_no_l
         assert not lost
         assert not first.lost
         assert again.message_id == first.message_id
+
+
+async def test_a_lease_that_expires_while_its_renewal_waits_for_an_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: List[Message] = []
+    over = asyncio.Event()
+
+    def note(message: Message) -> None:
+        lost.append(message)
+        over.set()
+
+    async def never(*arguments: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with AsyncSynapClient(url="memory://") as client:
+        await client.queue.publish("queue", 1)
+        found = await client.queue.consume("queue")
+        assert found is not None
+        message = Message.of(found, "json")
+        monkeypatch.setattr(client._calls, "call", never)
+        leases = Leases(client, 0.3, note)
+        leases.add(message)
+        renewing = asyncio.ensure_future(leases.run())
+        await asyncio.wait_for(over.wait(), PATIENCE)
+        assert lost == [message]
+        assert message.lost
+        renewing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await renewing

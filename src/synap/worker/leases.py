@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import monotonic
-from typing import Callable, Dict, List
+from typing import Callable, Dict
 
 from synap.client._async.client import AsyncSynapClient
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
@@ -46,20 +46,21 @@ class Leases:
         """Renew, until cancelled."""
         while True:
             await asyncio.sleep(self.seconds / 3)
+            renewing = asyncio.ensure_future(self.renew())
             try:
-                await self.renew()
+                while not renewing.done():  # the service may not answer, for longer than a lease
+                    await asyncio.wait({renewing}, timeout=self._expire())
+                renewing.result()
             except SynapError as error:  # tried again in a third of a lease, and then they are lost
                 log.warning("leases could not be renewed: %s", error)
+            finally:
+                renewing.cancel()
 
     async def renew(self) -> None:
         """Renew leases of which a third has passed; mark expired ones as lost."""
+        self._expire()
         now = monotonic()
-        due: List[Message] = []
-        for message in list(self._held.values()):
-            if now >= message.expires:
-                self._lose(message)
-            elif message.expires - now <= self.seconds * 2 / 3:
-                due.append(message)
+        due = [message for message in self._held.values() if message.expires - now <= self.seconds * 2 / 3]
         if not due:
             return
         async with self._client.pipeline() as p:
@@ -74,6 +75,14 @@ class Leases:
                 log.warning("the lease of %s could not be renewed: %s", message.message_id, error)
             else:
                 message.expires = now + self.seconds
+
+    def _expire(self) -> float:
+        """Mark expired leases as lost; returns the seconds until the next one may expire."""
+        now = monotonic()
+        for message in list(self._held.values()):
+            if now >= message.expires:
+                self._lose(message)
+        return min((message.expires - now for message in self._held.values()), default=self.seconds)
 
     def _lose(self, message: Message) -> None:
         self.remove(message)
