@@ -374,6 +374,97 @@ def test_tasks_that_are_given_up_while_they_are_subscribed_to_leave_no_subscript
     app.close()
 
 
+FOREIGN: List[Any] = [
+    {"hello": "from the console"},
+    7,
+    None,
+    "no JSON",
+    "[" * 100_000,
+    "[1]",
+    "{}",
+    '{"properties": {}}',
+    '{"properties": [], "body": "b"}',
+    '{"properties": {}, "body": {"a": 1}}',
+    '{"properties": {"delivery_info": null}, "body": "b"}',
+    '{"properties": {"body_encoding": 1}, "body": "b"}',
+    '{"properties": {"body_encoding": "rot13"}, "body": "b"}',
+    '{"properties": {"body_encoding": "base64"}, "body": "b"}',
+    '{"properties": {}, "body": "b", "headers": ["task"]}',
+    '{"properties": {}, "body": "b", "content-type": {"a": 1}}',
+    '{"properties": {"n": {"__type__": "unheard of", "__value__": 1}}, "body": "b"}',
+]
+"""What others may publish to a queue, none of which kombu has."""
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: repr(foreign)[:30])
+def test_what_is_not_kombus_is_rejected_and_all_others_delivered(
+    broker: str, foreign: Any, sync_synap_client: SynapClient
+) -> None:
+    name = f"{broker.rpartition('/')[2]}:q"
+    got: List[Any] = []
+    with connection(broker, dead_letter=True) as connected:
+        queue = kombu.Queue("q")(connected.default_channel)
+        queue.declare()
+        producer = kombu.Producer(connected.default_channel)
+        for number in range(4):
+            if number % 2:
+                sync_synap_client.queue.publish(name, foreign)
+            producer.publish(number, routing_key="q")
+        for message in (queue.get(), queue.get()):
+            got.append(message.payload)
+            message.ack()
+
+        def receive(payload: object, message: Any) -> None:
+            got.append(payload)
+            message.ack()
+
+        with kombu.Consumer(connected, [queue], callbacks=[receive]):
+            while len(got) < 4:
+                connected.drain_events(timeout=PATIENCE)
+    assert got == [0, 1, 2, 3]
+    stats = sync_synap_client.queue.stats(name)
+    assert (stats.depth, stats.pending) == (0, 0)
+    assert sync_synap_client.queue.stats(f"{name}.dlq").depth == 2
+
+
+def test_a_message_whose_expiry_is_no_number_is_rejected_too(broker: str, sync_synap_client: SynapClient) -> None:
+    with connection(broker) as connected:
+        queue = kombu.Queue("q")(connected.default_channel)
+        queue.declare()
+        kombu.Producer(connected.default_channel).publish("work", routing_key="q")
+        name = f"{broker.rpartition('/')[2]}:q"
+        message = sync_synap_client.queue.consume(name)
+        assert message is not None
+        sync_synap_client.queue.ack(name, message.message_id)
+        for expires in ("soon", "inf"):
+            sync_synap_client.queue.publish(name, message.message, headers={"expires": expires})
+        assert queue.get(no_ack=True).payload == "work"
+        assert queue.get() is None
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_a_worker_goes_on_after_a_message_that_is_not_celerys(
+    tmp_path: Path, broker: str, synap_url: str, sync_synap_client: SynapClient, pool: str
+) -> None:
+    """It ended, and so did the next one: the message came back. What was fetched with it went undelivered."""
+    (tmp_path / "tasks.py").write_text(APP, "utf-8")
+    app = celery.Celery("tasks", broker=broker, backend=broker)
+    prefix, queue = str(uuid.uuid4()), f"{broker.rpartition('/')[2]}:celery"
+    try:
+        results = []
+        for number in range(3):
+            results.append(app.send_task("tasks.work", (prefix, number)))
+            sync_synap_client.queue.publish(queue, {"hello": number})
+        with worker(tmp_path, broker, synap_url, f"--pool={pool}", "--concurrency=1") as process:
+            assert [result.get(timeout=PATIENCE) for result in results] == [0, 1, 2]
+            until("nothing is left", lambda: nothing_left(sync_synap_client, broker))
+            assert process.poll() is None
+    finally:
+        app.close()
+        app.backend.result_consumer.stop()
+        app.backend.client.close()
+
+
 def test_a_wrong_key_is_an_error_and_not_shown(broker: str) -> None:
     shown = kombu.Connection(broker.replace("synap://", "synap://:secret@")).as_uri()
     assert "secret" not in shown

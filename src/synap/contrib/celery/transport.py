@@ -11,6 +11,7 @@ renewed while the consumer lives). Rejected without requeue it is dropped, or wi
 from __future__ import annotations
 
 import collections
+import logging
 import os
 import socket
 import threading
@@ -31,6 +32,8 @@ from synap.contrib.celery.leases import Leases
 
 __all__ = ["Transport", "client_url"]
 
+log = logging.getLogger("synap.contrib.celery")
+
 PREFETCH = 100
 """Messages leased at once by a consumer without a prefetch count."""
 
@@ -43,6 +46,23 @@ Waiting = Tuple[Any, str, Dict[str, Any]]
 def client_url(scheme: str, host: Optional[str], port: Optional[int]) -> str:
     """Return the client's URL for the parts of `synap://…` or `synaps://…`."""
     return f"{'https' if scheme.endswith('s') else 'http'}://{host or 'localhost'}:{port or 15500}"
+
+
+def decoded(text: Any, codecs: Any) -> Dict[str, Any]:
+    """Return the message that `_put` has encoded; raises an error of any kind for anything else.
+
+    What passes can be made a `Message` of kombu, which reports errors in its body to its consumer.
+    """
+    message: Dict[str, Any] = loads(text)
+    properties, body = message["properties"], message["body"]
+    encoding = properties.get("body_encoding") or "utf-8"
+    texts = (body, encoding, message.get("content-type") or "", message.get("content-encoding") or "")
+    objects = (properties, message.get("headers") or {}, properties.setdefault("delivery_info", {}))
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(one, dict) for one in objects):
+        raise TypeError("a part of it has another type")
+    if encoding.lower() != "utf-8":
+        codecs[encoding].decode(body)
+    return message
 
 
 class Transport(virtual.Transport):
@@ -181,16 +201,22 @@ class Transport(virtual.Transport):
         return Fetched(message.queue, self.leases.hold(message.queue, message.message_id), message)
 
     def received(self, taken: Fetched) -> Optional[Dict[str, Any]]:
-        """Decode a message; one that has expired is acknowledged, and None returned."""
+        """Decode a message, or return None: one that has expired is acknowledged, one that isn't kombu's rejected."""
         found = taken.message
-        if float(found.headers.get("expires", "inf")) <= time.time():
+        try:
+            expires = float(found.headers.get("expires", "inf"))
+            message = decoded(found.message, self.Channel.codecs)
+        except Exception as error:  # anybody may publish anything
+            log.error("message %s of queue %s is not kombu's and is rejected: %r", found.message_id, found.queue, error)
+            self.settle(taken.tag, "drop")
+            return None
+        if expires <= time.time():
             self.settle(taken.tag, "ack")
             return None
-        message: Dict[str, Any] = loads(found.message)
         properties = message["properties"]
         properties["delivery_tag"] = taken.tag
         if found.retry_count:
-            properties.setdefault("delivery_info", {})["redelivered"] = True
+            properties["delivery_info"]["redelivered"] = True
         return message
 
     def settle(self, tag: str, how: str) -> None:
