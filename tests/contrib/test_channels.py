@@ -133,6 +133,40 @@ async def test_a_channel_of_workers_gives_each_message_to_one_and_keeps_it_until
     assert sorted(str(message) for message in seen) == ["{'n': 0}", "{'n': 1}"]
 
 
+async def test_what_no_layer_has_published_is_passed_over(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer],
+    synap_client: AsyncSynapClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    here, there = layers
+    await here.send("thumbnails", {"n": 1})
+    assert await receive(here, "thumbnails") == {"n": 1}
+    [queue] = here._queues
+    never = {"expires": "inf"}
+    foreign: list[tuple[object, dict[str, str]]] = [
+        ({"hello": "from the console"}, {}),
+        ({"n": 2}, {"expires": "soon"}),
+        ({"n": 3}, {"expires": "nan"}),
+        ("n", never),
+        (None, never),
+    ]
+    for message, headers in foreign:
+        await synap_client.queue.publish(queue, message, headers=headers)
+    await here.send("thumbnails", {"n": 4})
+    assert await receive(here, "thumbnails") == {"n": 4}
+    assert caplog.text.count("is no channel layer's") == len(foreign)
+    await here.group_add("group", await here.new_channel())
+    channel = await here.new_channel()
+    await here.group_add("group", channel)
+    for topic in here._subscriptions:
+        for message in ("n", None, [channel], [channel, "n"], [5, {"n": 5}], [[], {"n": 6}]):
+            await synap_client.pubsub.publish(topic, message)
+    await there.send(channel, {"n": 7})
+    await there.group_send("group", {"n": 8})
+    seen = [await receive(here, channel) for _ in range(2)]
+    assert sorted(map(str, seen)) == ["{'n': 7}", "{'n': 8}"]
+
+
 async def test_a_channel_whose_queue_is_deleted_goes_on(
     layers: tuple[SynapChannelLayer, SynapChannelLayer], synap_client: AsyncSynapClient
 ) -> None:

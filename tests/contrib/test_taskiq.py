@@ -41,6 +41,25 @@ async def test_a_task_runs_and_its_result_comes_back(synap_url: str) -> None:
     await broker.shutdown()
 
 
+async def test_what_is_no_task_is_a_dead_letter_and_the_next_task_runs(
+    synap_url: str, synap_client: AsyncSynapClient
+) -> None:
+    broker = SynapBroker(synap_url, f"taskiq-{uuid.uuid4()}")
+    foreign: list[Any] = [{"hello": "from the console"}, None, 7]
+    for message in foreign:
+        await synap_client.queue.publish(broker.queue_name, message)
+    task = a_message()
+    await broker.kick(task)
+    listening = broker.listen()
+    got = await asyncio.wait_for(listening.__anext__(), PATIENCE)
+    assert isinstance(got, AckableMessage)
+    assert got.data == task.message
+    dead = await synap_client.queue.peek(f"{broker.queue_name}.dlq")
+    assert [one.message for one in dead.messages] == foreign
+    await listening.aclose()
+    await broker.shutdown()
+
+
 async def test_a_task_that_was_not_acknowledged_comes_back_and_one_in_work_does_not(
     synap_url: str, synap_client: AsyncSynapClient
 ) -> None:

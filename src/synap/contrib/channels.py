@@ -22,6 +22,7 @@ import asyncio
 import atexit
 import collections
 import logging
+import math
 import os
 import threading
 import time
@@ -32,7 +33,7 @@ from typing import Any, Callable, Coroutine, Deque, Dict, Mapping, Optional, Set
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
-from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError
+from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError, TimeoutError
 from synap.client.retry import is_transient
 from synap.contrib.sharing import PAUSE, WAIT, Outage, topic_messages
 
@@ -151,6 +152,18 @@ class _Inbox:
 def _settle(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _lives(found: QueueMessage[Any]) -> bool:
+    """Return whether a message has not expired. One that no layer has published counts as expired, and is logged."""
+    try:
+        expires = float(found.headers["expires"])
+    except (KeyError, ValueError):
+        expires = math.nan
+    if math.isnan(expires) or not isinstance(found.message, dict):  # anybody may publish anything
+        log.error("message %s of queue %s is no channel layer's and is dropped", found.message_id, found.queue)
+        return False
+    return expires > time.time()
 
 
 class SynapChannelLayer(BaseChannelLayer):
@@ -288,7 +301,7 @@ class SynapChannelLayer(BaseChannelLayer):
                 self._queues.clear()  # which a service that keeps nothing has lost
                 await asyncio.sleep(PAUSE)
                 continue
-            if float(found.headers["expires"]) > time.time():
+            if _lives(found):
                 return found.message
 
     # ------------------------------------------------------------------------------------------ topics
@@ -299,9 +312,13 @@ class SynapChannelLayer(BaseChannelLayer):
         def arrived(item: Any) -> None:
             if group is None:
                 channel, message = item
+                if not isinstance(channel, str) or not isinstance(message, dict):
+                    raise TypeError("no message of a channel layer")
                 if not self._inbox(channel).put(message):
                     log.info("channel %s is over capacity", channel)
                 return
+            if not isinstance(item, dict):
+                raise TypeError("no message of a channel layer")
             with self._lock:
                 members = list(self._groups.get(group, ()))
             full = [channel for channel in members if not self._inbox(channel).put(item)]

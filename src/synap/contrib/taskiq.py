@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import suppress
 from typing import Any, AsyncGenerator, Callable, Dict, Optional, TypeVar, Union
 
 from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, BrokerMessage, TaskiqResult
@@ -108,9 +109,15 @@ class SynapBroker(_SynapBroker):
                 continue
             except SynapError:
                 return  # the client was closed
-            if found is not None:
-                self._held[found.message_id] = found.message_id
-                yield AckableMessage(data=found.message, ack=self._acknowledge(found))
+            if found is None:
+                continue
+            if not isinstance(found.message, (bytes, str)):  # anybody may publish anything
+                log.error("message %s of queue %s is no task and is rejected", found.message_id, self.queue_name)
+                with suppress(SynapError):  # else it comes again
+                    await self.client.queue.nack(self.queue_name, found.message_id, requeue=False)
+                continue
+            self._held[found.message_id] = found.message_id
+            yield AckableMessage(data=found.message, ack=self._acknowledge(found))
 
     async def shutdown(self) -> None:
         """Close the broker and its client. Until then leases are renewed: a worker that ends finishes its tasks."""
