@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from types import SimpleNamespace
 from typing import Any, AsyncIterator
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("channels")
 
 from channels.exceptions import ChannelFull
 
+from synap.contrib import inboxes
 from synap.contrib.channels import SynapChannelLayer
 from tests.helpers.patience import PATIENCE
 
@@ -227,3 +229,68 @@ async def test_a_consumer_that_goes_away_leaves_nothing_behind(
     receiving.cancel()
     await asyncio.gather(receiving, return_exceptions=True)
     assert not here._inboxes
+
+
+class Clock:
+    """The time for inboxes, which tests set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(inboxes, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+async def test_channels_that_have_ended_and_what_comes_for_them_later_are_forgotten(
+    synap_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 of them left 300 messages, which nobody reads any more."""
+    clock = Clock(monkeypatch)
+    layer = SynapChannelLayer(synap_url, prefix=f"asgi-{uuid.uuid4()}")
+    ended = [await layer.new_channel() for _ in range(10)]
+    living, member = [await layer.new_channel() for _ in range(2)]
+    receiving = asyncio.ensure_future(receive(layer, living))
+    await layer.group_add("group", member)
+    for channel in ended:
+        await layer.send(channel, {"type": "late"})
+    while len(layer._inboxes) < len(ended) + 2:
+        await asyncio.sleep(0.01)
+    clock.now = 59.0
+    await layer.send(ended[0], {"type": "later"})
+    another = await layer.new_channel()
+    await layer.send(another, {"type": "m"})
+    while len(layer._inboxes) < len(ended) + 3:
+        await asyncio.sleep(0.01)
+    clock.now = 61.0
+    latest = await layer.new_channel()
+    await layer.send(latest, {"type": "m"})
+    assert await receive(layer, latest) == {"type": "m"}
+    assert sorted(layer._inboxes) == sorted([living, member, ended[0], latest, another])
+    await layer.send(living, {"type": "m"})
+    assert await receiving == {"type": "m"}
+    await layer.group_send("group", {"type": "all"})
+    assert await receive(layer, member) == {"type": "all"}
+    await layer.close()
+
+
+async def test_a_channel_from_which_nobody_receives_for_a_day_leaves_its_groups(
+    synap_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that had ended without `group_discard` was a member for ever."""
+    clock = Clock(monkeypatch)
+    layer = SynapChannelLayer(synap_url, prefix=f"asgi-{uuid.uuid4()}")
+    ended, living = [await layer.new_channel() for _ in range(2)]
+    for channel in (ended, living):
+        await layer.group_add("group", channel)
+    await layer.group_add("left", ended)
+    receiving = asyncio.ensure_future(receive(layer, living))
+    while not layer._inboxes._inboxes[living].receivers:
+        await asyncio.sleep(0)
+    for clock.now in (86_399.0, 86_461.0):
+        assert layer._inboxes.has_members("left")
+        await layer.group_add("group", await layer.new_channel())
+    assert not layer._inboxes.has_members("left")
+    assert ended not in layer._inboxes
+    while any(".left" in topic for topic in layer._subscriptions):  # in another event loop
+        await asyncio.sleep(0.01)
+    await layer.group_send("group", {"type": "all"})
+    assert await receiving == {"type": "all"}
+    await layer.close()

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import collections
+import concurrent.futures
 import logging
 import math
 import os
@@ -28,13 +28,14 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from typing import Any, Callable, Coroutine, Deque, Dict, Mapping, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, Coroutine, Dict, Mapping, Optional, Set, TypeVar
 
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
 from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError, TimeoutError
 from synap.client.retry import is_transient
+from synap.contrib.inboxes import Inboxes
 from synap.contrib.sharing import PAUSE, WAIT, Outage, topic_messages
 
 __all__ = ["SynapChannelLayer"]
@@ -58,7 +59,11 @@ class _Background:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in that loop and await its result; cancelling this cancels the coroutine."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return await asyncio.wrap_future(self.begin(work))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Begin to run a coroutine in that loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def hear(self, topic: str, arrived: Callable[[Any], None]) -> asyncio.Task[None]:
         """Subscribe to a topic; returns a task that hands its messages on until it is cancelled."""
@@ -90,70 +95,6 @@ class _Background:
         self._loop.close()
 
 
-class _Inbox:
-    """Messages for one channel of this process, and the futures that wait for them, with their event loops."""
-
-    def __init__(self, capacity: int, expiry: float) -> None:
-        self._capacity = capacity
-        self._expiry = expiry
-        self._lock = threading.Lock()
-        self._messages: Deque[Tuple[float, Any]] = collections.deque()
-        self._waiting: Deque[Tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = collections.deque()
-
-    def put(self, message: Any) -> bool:
-        """Add a message and wake a waiter; a full inbox drops the message and returns False."""
-        with self._lock:
-            self._drop_expired()
-            if len(self._messages) >= self._capacity:
-                return False
-            self._messages.append((time.monotonic(), message))
-            self._wake()
-        return True
-
-    async def get(self) -> Any:
-        """Return the oldest message, waiting for one."""
-        while True:
-            loop = asyncio.get_running_loop()
-            with self._lock:
-                self._drop_expired()
-                if self._messages:
-                    _, message = self._messages.popleft()
-                    if self._messages:
-                        self._wake()
-                    return message
-                waiter = loop.create_future()
-                place = (loop, waiter)
-                self._waiting.append(place)
-            try:
-                await waiter
-            except BaseException:
-                with self._lock:
-                    if place in self._waiting:
-                        self._waiting.remove(place)
-                    elif self._messages:  # this one was woken for a message: wake another instead
-                        self._wake()
-                raise
-
-    def _wake(self) -> None:
-        while self._waiting:
-            loop, waiter = self._waiting.popleft()
-            try:
-                loop.call_soon_threadsafe(_settle, waiter)
-            except RuntimeError:
-                continue  # that event loop is closed, and its waiter gone
-            return
-
-    def _drop_expired(self) -> None:
-        oldest = time.monotonic() - self._expiry
-        while self._messages and self._messages[0][0] < oldest:
-            self._messages.popleft()
-
-
-def _settle(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
 def _lives(found: QueueMessage[Any]) -> bool:
     """Return whether a message has not expired. One that no layer has published counts as expired, and is logged."""
     try:
@@ -171,8 +112,9 @@ class SynapChannelLayer(BaseChannelLayer):
 
     `url`, `options` (fields of `ClientConfig`): of the client. `prefix`: of the names of topics and queues, by default
     'asgi'. `expiry`: seconds after which an undelivered message is dropped, by default 60. `capacity`: messages that a
-    channel buffers, by default 100; `channel_capacity`: the same by a pattern of channel names. Messages are what
-    MessagePack can hold, `bytes` included.
+    channel buffers, by default 100; `channel_capacity`: the same by a pattern of channel names. `group_expiry`: seconds
+    after which a channel from which nobody receives leaves its groups, by default a day. Messages are what MessagePack
+    can hold, `bytes` included.
     """
 
     extensions = ("groups", "flush")
@@ -185,6 +127,7 @@ class SynapChannelLayer(BaseChannelLayer):
         expiry: float = 60,
         capacity: int = 100,
         channel_capacity: Optional[Mapping[Any, int]] = None,
+        group_expiry: float = 86_400,
         options: Optional[Mapping[str, Any]] = None,
     ) -> None:
         super().__init__(expiry=expiry, capacity=capacity)
@@ -193,13 +136,13 @@ class SynapChannelLayer(BaseChannelLayer):
         self._prefix = prefix
         self._url = url
         self._options = options or {}
+        self._group_expiry = group_expiry
         self._lock = threading.Lock()
         self._background: Optional[_Background] = None
         self._reset()
 
     def _reset(self) -> None:
-        self._inboxes: Dict[str, _Inbox] = {}
-        self._groups: Dict[str, Set[str]] = {}
+        self._inboxes = Inboxes(self.get_capacity, self.expiry, self._group_expiry, self._emptied)
         self._subscriptions: Dict[str, asyncio.Task[asyncio.Task[None]]] = {}
         self._queues: Set[str] = set()
 
@@ -244,23 +187,9 @@ class SynapChannelLayer(BaseChannelLayer):
         if "!" not in channel:
             return await background.run(self._consume(background.client, channel))
         assert self.non_local_name(channel).endswith(f"{self.client_prefix}!"), "the channel is another process's"
-        inbox = self._inbox(channel)
-        try:
+        with self._inboxes.receiving(channel) as inbox:
             await background.run(self._subscribe(background, self._topic("channel", f"{self.client_prefix}!"), None))
             return await inbox.get()
-        except asyncio.CancelledError:
-            # Channels doesn't say when a channel ends; but when a consumer ends, its `receive` is cancelled.
-            with self._lock:
-                if not any(channel in members for members in self._groups.values()):
-                    self._inboxes.pop(channel, None)
-            raise
-
-    def _inbox(self, channel: str) -> _Inbox:
-        with self._lock:
-            inbox = self._inboxes.get(channel)
-            if inbox is None:
-                inbox = self._inboxes[channel] = _Inbox(self.get_capacity(channel), self.expiry)
-            return inbox
 
     def _topic(self, kind: str, name: str) -> str:
         return f"{self._prefix}.{kind}.{name.replace('.', ':')}"  # dots separate words, and a word may not be empty
@@ -314,16 +243,14 @@ class SynapChannelLayer(BaseChannelLayer):
                 channel, message = item
                 if not isinstance(channel, str) or not isinstance(message, dict):
                     raise TypeError("no message of a channel layer")
-                if not self._inbox(channel).put(message):
+                if not self._inboxes.put(channel, message):
                     log.info("channel %s is over capacity", channel)
                 return
             if not isinstance(item, dict):
                 raise TypeError("no message of a channel layer")
-            with self._lock:
-                members = list(self._groups.get(group, ()))
-            full = [channel for channel in members if not self._inbox(channel).put(item)]
+            full, members = self._inboxes.put_all(group, item)
             if full:
-                log.info("%d of %d channels over capacity in group %s", len(full), len(members), group)
+                log.info("%d of %d channels over capacity in group %s", full, members, group)
 
         def ended(task: asyncio.Task[asyncio.Task[None]]) -> None:  # whether or not somebody still waits for it
             failed = task.cancelled() or task.exception() is not None
@@ -339,12 +266,17 @@ class SynapChannelLayer(BaseChannelLayer):
 
     async def _unsubscribe(self, topic: str, group: Optional[str] = None) -> None:
         """Unsubscribe this process from a topic, unless its group has members again."""
-        with self._lock:
-            task = None if group in self._groups else self._subscriptions.pop(topic, None)
+        member = group is not None and self._inboxes.has_members(group)
+        task = None if member else self._subscriptions.pop(topic, None)
         if task is not None:
             hearing = await task
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
+
+    def _emptied(self, group: str) -> None:
+        """Unsubscribe from a group whose last member was abandoned."""
+        if self._background is not None:
+            self._background.begin(self._unsubscribe(self._topic("group", group), group))
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -360,9 +292,7 @@ class SynapChannelLayer(BaseChannelLayer):
                 f"only channels that new_channel() made in this process can be in a group, not {channel}"
             )
         background = self._running()
-        self._inbox(channel)
-        with self._lock:
-            self._groups.setdefault(group, set()).add(channel)
+        self._inboxes.join(group, channel)
         await background.run(self._subscribe(background, self._topic("group", group), group))
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -370,13 +300,8 @@ class SynapChannelLayer(BaseChannelLayer):
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
         background = self._running()
-        with self._lock:
-            members = self._groups.get(group, set())
-            members.discard(channel)
-            if members or group not in self._groups:
-                return
-            del self._groups[group]
-        await background.run(self._unsubscribe(self._topic("group", group), group))
+        if self._inboxes.leave(group, channel):
+            await background.run(self._unsubscribe(self._topic("group", group), group))
 
     async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
         """Send a message to all channels of a group. Channels at capacity don't get it."""
@@ -398,9 +323,7 @@ class SynapChannelLayer(BaseChannelLayer):
                     await background.client.queue.purge(queue)
 
         await background.run(forget())
-        with self._lock:
-            self._inboxes.clear()
-            self._groups.clear()
+        self._inboxes.clear()
 
     async def close(self) -> None:
         """Close the connection and remove all channels and groups. Using the layer again opens another."""

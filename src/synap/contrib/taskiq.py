@@ -111,13 +111,14 @@ class SynapBroker(_SynapBroker):
                 return  # the client was closed
             if found is None:
                 continue
-            if not isinstance(found.message, (bytes, str)):  # anybody may publish anything
+            task = found.message.encode() if isinstance(found.message, str) else found.message
+            if not isinstance(task, bytes):  # anybody may publish anything
                 log.error("message %s of queue %s is no task and is rejected", found.message_id, self.queue_name)
                 with suppress(SynapError):  # else it comes again
                     await self.client.queue.nack(self.queue_name, found.message_id, requeue=False)
                 continue
             self._held[found.message_id] = found.message_id
-            yield AckableMessage(data=found.message, ack=self._acknowledge(found))
+            yield AckableMessage(data=task, ack=self._acknowledge(found))
 
     async def shutdown(self) -> None:
         """Close the broker and its client. Until then leases are renewed: a worker that ends finishes its tasks."""
