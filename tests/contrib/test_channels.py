@@ -17,7 +17,7 @@ pytest.importorskip("channels")
 
 from channels.exceptions import ChannelFull
 
-from synap.contrib import inboxes
+from synap.contrib import channels, inboxes
 from synap.contrib.channels import SynapChannelLayer
 from tests.helpers.patience import PATIENCE
 
@@ -133,6 +133,52 @@ async def test_a_channel_of_workers_gives_each_message_to_one_and_keeps_it_until
         await there.send("thumbnails", {"n": 2})
     seen = await asyncio.gather(receive(here, "thumbnails"), receive(there, "thumbnails"))
     assert sorted(str(message) for message in seen) == ["{'n': 0}", "{'n': 1}"]
+
+
+async def test_what_has_expired_does_not_count_to_the_capacity(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel whose workers were away refused all messages until they were back."""
+    _, layer = layers
+    now = 1e9
+    monkeypatch.setattr(channels, "time", SimpleNamespace(time=lambda: now))
+    await layer.send("thumbnails", {"n": 0})
+    now += 59
+    await layer.send("thumbnails", {"n": 1})
+    with pytest.raises(ChannelFull):
+        await layer.send("thumbnails", {"n": 2})
+    now += 2
+    await layer.send("thumbnails", {"n": 3})
+    with pytest.raises(ChannelFull):
+        await layer.send("thumbnails", {"n": 4})
+    assert [await receive(layer, "thumbnails") for _ in range(2)] == [{"n": 1}, {"n": 3}]
+
+
+async def test_a_worker_that_takes_an_expired_message_first_loses_none_of_the_others(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, layer = layers
+    now = 1e9
+    monkeypatch.setattr(channels, "time", SimpleNamespace(time=lambda: now))
+    await layer.send("thumbnails", {"n": 0})
+    now += 59
+    await layer.send("thumbnails", {"n": 1})
+    now += 2
+    queues = type(layer._running().client.queue)
+    peek = queues.peek
+    received: list[object] = []
+
+    async def meanwhile(self: Any, queue: str, **options: Any) -> Any:
+        seen = await peek(self, queue, **options)
+        taken = await self.consume(queue)
+        await self.ack(queue, taken.message_id)
+        received.append(taken.message)
+        return seen
+
+    monkeypatch.setattr(queues, "peek", meanwhile)
+    await layer.send("thumbnails", {"n": 2})
+    assert received == [{"n": 0}]
+    assert [await receive(layer, "thumbnails") for _ in range(2)] == [{"n": 1}, {"n": 2}]
 
 
 async def test_what_no_layer_has_published_is_passed_over(

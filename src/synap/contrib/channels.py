@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import itertools
 import logging
 import math
 import os
@@ -28,12 +29,20 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from typing import Any, Callable, Coroutine, Dict, Mapping, Optional, Set, TypeVar
+from typing import Any, Callable, Coroutine, Dict, Mapping, Optional, Set, TypeVar, Union
 
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
-from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError, TimeoutError
+from synap import (
+    AsyncSynapClient,
+    MessageNotFoundError,
+    PeekedMessage,
+    QueueMessage,
+    QueueNotFoundError,
+    SynapError,
+    TimeoutError,
+)
 from synap.client.retry import is_transient
 from synap.contrib.inboxes import Inboxes
 from synap.contrib.sharing import PAUSE, WAIT, Outage, topic_messages
@@ -95,16 +104,13 @@ class _Background:
         self._loop.close()
 
 
-def _lives(found: QueueMessage[Any]) -> bool:
-    """Return whether a message has not expired. One that no layer has published counts as expired, and is logged."""
+def _expires(found: Union[QueueMessage[Any], PeekedMessage]) -> float:
+    """Return when a message expires; 0 for one that no layer has published."""
     try:
         expires = float(found.headers["expires"])
-    except (KeyError, ValueError):
-        expires = math.nan
-    if math.isnan(expires) or not isinstance(found.message, dict):  # anybody may publish anything
-        log.error("message %s of queue %s is no channel layer's and is dropped", found.message_id, found.queue)
-        return False
-    return expires > time.time()
+    except (KeyError, ValueError):  # anybody may publish anything
+        return 0.0
+    return 0.0 if math.isnan(expires) or not isinstance(found.message, dict) else expires
 
 
 class SynapChannelLayer(BaseChannelLayer):
@@ -200,13 +206,38 @@ class SynapChannelLayer(BaseChannelLayer):
         """Return the name of a channel's queue, which has its capacity then."""
         queue = f"{self._prefix}.channel.{channel}"
         if queue not in self._queues:
-            await client.queue.create(queue, max_depth=self.get_capacity(channel), dead_letter=False)
+            await client.queue.create(
+                queue, max_depth=self.get_capacity(channel), dead_letter=False, max_retries=1_000_000
+            )
             self._queues.add(queue)
         return queue
 
     async def _publish(self, client: AsyncSynapClient, channel: str, message: Dict[str, Any]) -> None:
         queue = await self._ready(client, channel)
-        await client.queue.publish(queue, message, headers={"expires": repr(time.time() + self.expiry)})
+        headers = {"expires": repr(time.time() + self.expiry)}
+        try:
+            await client.queue.publish(queue, message, headers=headers)
+        except SynapError as error:
+            if error.code != "QUEUE_FULL" or not await self._drop_expired(client, queue):
+                raise
+            await client.queue.publish(queue, message, headers=headers)
+
+    async def _drop_expired(self, client: AsyncSynapClient, queue: str) -> bool:
+        """Drop the oldest messages of a queue as far as they have expired; returns whether there were any."""
+        now = time.time()
+        try:
+            oldest = (await client.queue.peek(queue, limit=1000)).messages
+            expired = sum(1 for _ in itertools.takewhile(lambda one: _expires(one) <= now, oldest))
+            if not expired:
+                return False
+            for found in await client.queue.consume_many([queue], max=expired, timeout=0):
+                if _expires(found) <= now:
+                    await client.queue.ack(queue, found.message_id)
+                else:  # workers have come meanwhile: it is the next one's
+                    await client.queue.nack(queue, found.message_id)
+        except SynapError:  # such as a key that may only publish
+            return False
+        return True
 
     async def _consume(self, client: AsyncSynapClient, channel: str) -> Any:
         outage = Outage(log, f"receiving from channel {channel}")
@@ -230,8 +261,11 @@ class SynapChannelLayer(BaseChannelLayer):
                 self._queues.clear()  # which a service that keeps nothing has lost
                 await asyncio.sleep(PAUSE)
                 continue
-            if _lives(found):
+            expires = _expires(found)
+            if expires > time.time():
                 return found.message
+            if not expires:
+                log.error("message %s of queue %s is no channel layer's and is dropped", found.message_id, queue)
 
     # ------------------------------------------------------------------------------------------ topics
 
