@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,18 @@ class Terminator:
             writer.close()
 
 
-async def test_a_cluster_that_speaks_tls_is_checked_and_used() -> None:
+async def ended(*command: str) -> int:
+    """Return the exit code of `synap` with these arguments."""
+    environment = {**{name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "synap", *command),
+        stdout=asyncio.subprocess.DEVNULL,
+        env={**environment, "SYNAP_DURABILITY": "none"},
+    )
+    return await process.wait()
+
+
+async def test_a_cluster_that_speaks_tls_is_checked_and_used(tmp_path: Path) -> None:
     terminator = Terminator()
     async with served(terminator.meet, ssl=terminator.context) as port:
         options = ("--cluster-announce-port", str(port), "--cluster-announce-ip", "127.0.0.1")
@@ -64,6 +77,14 @@ async def test_a_cluster_that_speaks_tls_is_checked_and_used() -> None:
                 async with await client.stream.subscribe("r") as events:
                     await client.stream.publish("r", "e", 2)
                     assert (await asyncio.wait_for(events.__anext__(), PATIENCE)).data == 2
+            ca = ("--engine-ca", str(CERTIFICATES / "cert.pem"))
+            for command in (("cluster", "status", url), ("export", url), ("kv", "get", "a", "--url", url)):
+                assert await ended(*command) == 4
+            assert await ended("cluster", "status", url, "--durability", "none", *ca) == 0
+            assert await ended("cluster", "init", url, *ca) == 0
+            assert await ended("export", url, str(tmp_path / "data"), *ca) == 0
+            assert await ended("import", str(tmp_path / "data"), url, *ca) == 0
+            assert await ended("kv", "set", "a", "1", "--url", url, *ca) == 0
             async with AsyncSynapClient(url=url, engine={"durability": "none"}, retries=0) as stranger:
                 with pytest.raises(SynapError, match="no node of the cluster can be reached"):
                     await stranger.kv.get("a")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Dict
 import click
 
 from synap.cli.command import Command, Group
+from synap.cli.connection import Connection, connects_to_cluster
 from synap.cli.documents import emit
 from synap.cli.exits import NEGATIVE, OK
 from synap.cluster.opening import check_hiredis
@@ -43,22 +44,27 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     "status",
     cls=Command,
     short_help="Print the state of a cluster, and what a service would refuse or warn of.",
-    examples=["synap cluster status valkey://10.0.0.1:6379 --durability synced"],
+    examples=[
+        "synap cluster status valkey://10.0.0.1:6379 --durability synced",
+        "synap cluster status valkeys://10.0.0.1 --engine-user me --engine-password-file secret --engine-ca ca.pem",
+    ],
     negative="A service would refuse to use it.",
 )
+@connects_to_cluster
 @click.argument("url", metavar="URL")
 @options
-def status(url: str, **given: Any) -> int:
+def status(connection: Connection, url: str, **given: Any) -> int:
     """Print shards, versions, memory, libraries, and the errors and warnings that `synap serve` would give."""
     check_hiredis()
-    link, states, refusals, warnings = asyncio.run(_examine(url, given))
+    link, states, refusals, warnings = asyncio.run(_examine(url, _reached(connection, url, given)))
     emit(
         {
             "shards": [_describe(link, state) for state in states if state.primary],
             "durability": link.options.durability,
             "refusals": refusals,
             "warnings": warnings,
-        }
+        },
+        connection.pretty,
     )
     return NEGATIVE if refusals else OK
 
@@ -67,19 +73,26 @@ def status(url: str, **given: Any) -> int:
     "init",
     cls=Command,
     short_help="Load the function library, where services may not.",
-    examples=["synap cluster init valkey://admin:secret@10.0.0.1:6379 --prune"],
+    examples=["synap cluster init valkey://10.0.0.1:6379 --engine-user admin --engine-password-file secret --prune"],
 )
+@connects_to_cluster
 @click.argument("url", metavar="URL")
 @click.option("--prune", is_flag=True, help="Delete the libraries of other releases; none may be in use any more.")
 @options
-def init(url: str, prune: bool, **given: Any) -> int:
+def init(connection: Connection, url: str, prune: bool, **given: Any) -> int:
     """Load this release's function library at all primaries. `synap serve` does so itself where its user may."""
     check_hiredis()
     from synap.cluster.functions import LIBRARY
 
-    asyncio.run(_load(url, given, prune))
-    emit({"library": LIBRARY})
+    asyncio.run(_load(url, _reached(connection, url, given), prune))
+    emit({"library": LIBRARY}, connection.pretty)
     return OK
+
+
+def _reached(connection: Connection, url: str, given: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the options of the engine, those of how it is reached included."""
+    connection.check(url, "--url", "--timeout")
+    return {**given, **(connection.engine(url) or {})}
 
 
 @asynccontextmanager

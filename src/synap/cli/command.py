@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import click
 
+from synap.cli.connection import refuse_all
+
 if TYPE_CHECKING:
     Type = click.ParamType[Any]
 else:
@@ -50,6 +52,10 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: List[str]) -> List[str]:
         self._refuse_unknown_options(ctx, args)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        refuse_all(self, ctx)
+        return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(formatter, self.examples)

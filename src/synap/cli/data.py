@@ -20,7 +20,7 @@ from synap.cli.documents import emit
 from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure, usage
 from synap.client.batches import error_of
-from synap.config import CLUSTERS, without_secret
+from synap.config import without_secret
 from synap.terminal import escaped
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def backup(connection: Connection, source: str, target: str) -> None:
     """
     from synap.storage import backup as storage
 
+    if not is_url(source):
+        connection.check(source, "--url")
     with progress("copying") as bar:
         if is_url(source):
             with open_backup(connection, source) as (chunks, total):
@@ -165,12 +167,15 @@ def export(connection: Connection, source: str, file: str) -> None:
     from synap.storage import backup as copies
     from synap.storage import portable
 
+    cluster = connection.engine(source)
+    if cluster is not None or not is_url(source):
+        connection.check(source, "--url", "--timeout")
     with ExitStack() as stack:
         bar = stack.enter_context(progress("exporting"))
-        if source.partition("://")[0] in CLUSTERS:
+        if cluster is not None:
             from synap.cluster.export import export_cluster
 
-            lines = export_cluster(source, stack.enter_context(open_output(file)))
+            lines = export_cluster(source, stack.enter_context(open_output(file)), cluster)
         else:
             directory = source
             if is_url(source):
@@ -213,6 +218,7 @@ class EscapedOutput:
     examples=[
         "synap import data.jsonl ./new-data",
         "synap import data.jsonl http://localhost:15500",
+        "synap import data.jsonl valkey://10.0.0.1:6379 --engine-user synap --engine-password-file secret",
         "gunzip -c data.jsonl.gz | synap import - ./new-data",
     ],
 )
@@ -227,6 +233,7 @@ def import_(connection: Connection, file: str, target: str) -> None:
     """
     from synap.storage import portable
 
+    connection.check(target, "--url")
     source: ContextManager[BinaryIO] = (
         nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb")  # noqa: SIM115
     )

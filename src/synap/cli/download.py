@@ -41,7 +41,9 @@ def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[byt
     if target.scheme not in ("http", "https"):
         text = "a copy comes from a directory or an http:// URL (what a cluster holds: `synap export`)"
         raise SynapError("INVALID_REQUEST", f"{text}, got {without_secret(url)!r}")
-    config = resolve(None, {**connection.options(), "url": url})
+    connection.check(url, "--url")
+    connection.url = url
+    config = resolve(None, connection.options())
     warn_of_plain_key(config, target)
     headers = {"X-API-Key": config.api_key} if config.api_key else {}
     with _request(target, config, PATH, READ_TIMEOUT, headers) as answer:

@@ -55,10 +55,11 @@ def worker(
 
     if reload:
         check_reload()
-    if connection != Connection(connection.url, connection.api_key):
+    if connection.given - {"--url", "--api-key"}:
         raise usage(
             "a worker takes all but --url and --api-key from its own client: AsyncSynapClient(tls_ca=…, timeout=…)"
         )
+    connection.check(connection.place)
     if connection.url is not None:
         os.environ["SYNAP_URL"] = connection.url
     if connection.api_key is not None:

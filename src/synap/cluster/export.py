@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from typing import Any, AsyncIterator, BinaryIO, Dict, List, Literal, Set, Tuple
+from typing import Any, AsyncIterator, BinaryIO, Dict, List, Literal, Mapping, Optional, Set, Tuple
 
 from synap import commands as c
 from synap.cluster.host import ClusterHost
@@ -24,9 +24,12 @@ State = Literal["ready", "leased", "delayed"]
 _STATES: Tuple[State, ...] = ("leased", "delayed", "ready", "leased", "delayed")
 
 
-def export_cluster(url: str, out: BinaryIO) -> int:
-    """Write all of a cluster's space of names to `out`; returns the number of lines. Raises `SynapError`."""
-    return asyncio.run(_export(EngineOptions.read(url, {"durability": "none"}), out))
+def export_cluster(url: str, out: BinaryIO, engine: Optional[Mapping[str, Any]] = None) -> int:
+    """Write all of a cluster's space of names to `out`; returns the number of lines. Raises `SynapError`.
+
+    `engine`: options of the cluster, as for a client.
+    """
+    return asyncio.run(_export(EngineOptions.read(url, {**(engine or {}), "durability": "none"}), out))
 
 
 async def _export(options: EngineOptions, out: BinaryIO) -> int:
