@@ -29,6 +29,21 @@ def test_values_come_back_and_integers_stay_integers_at_the_service(cache: Synap
         assert client.kv.get(f"{cache.key_prefix}count").value == 4
 
 
+def test_caches_with_equal_options_share_a_client_those_of_clusters_too() -> None:
+    """`engine` was a TypeError."""
+    engine = {"durability": "none", "patience": 5.0}
+
+    def client(**options: object) -> object:
+        return SynapCache("memory://options", options=options)._client
+
+    assert client(engine=engine) is client(engine=dict(reversed(list(engine.items()))))
+    assert client(engine=engine) is not client(engine={**engine, "patience": 6.0})
+    for wrong in ({"engine": ["durability"]}, {"timeout": [1, {"a": []}]}, {"engin": engine}):
+        with pytest.raises(SynapError) as caught:
+            client(**wrong)
+        assert caught.value.code == "INVALID_REQUEST"
+
+
 def test_more_keys_than_go_into_one_call(cache: SynapCache) -> None:
     """Beyond 10,000 they were refused."""
     values = {f"k{number}": number for number in range(10_001)}

@@ -14,6 +14,7 @@ from typing import (
     Awaitable,
     Callable,
     Dict,
+    Hashable,
     Iterable,
     Iterator,
     List,
@@ -44,7 +45,17 @@ PAUSE = 1.0
 """Seconds until a call that failed is tried again."""
 
 _lock = threading.Lock()
-_clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] = {}
+_clients: Dict[Tuple[Optional[str], Hashable], SynapClient] = {}
+
+
+def _frozen(value: Any) -> Hashable:
+    """Return something equal for equal options that a dictionary takes as a key."""
+    if isinstance(value, Mapping):
+        return frozenset((name, _frozen(inner)) for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    frozen: Hashable = value
+    return frozen
 
 
 def shared_client(url: Optional[str], options: Mapping[str, Any]) -> SynapClient:
@@ -52,7 +63,7 @@ def shared_client(url: Optional[str], options: Mapping[str, Any]) -> SynapClient
 
     Raises `INVALID_REQUEST` for an option that doesn't exist or can't be used.
     """
-    key = (url, tuple(sorted(options.items())))
+    key = (url, _frozen(options))
     with _lock:
         client = _clients.get(key)
         if client is None:
