@@ -52,15 +52,15 @@ LOG = {
     "snapshots_total": "Snapshots taken.",
 }
 ROOMS = {"events": "Events that are kept.", "subscribers": "Live subscriptions."}
-TOTALS = {
-    "published_total": "Messages of a queue, or events of a room, that were published.",
+QUEUE_TOTALS = {
+    "published_total": "Messages published to the queue.",
     "consumed_total": "Leases given.",
     "acked_total": "Messages acknowledged.",
     "nacked_total": "Leases given back by nack.",
     "dead_lettered_total": "Messages that became dead letters.",
     "dropped_total": "Messages dropped by a full dead-letter queue, or refused where there are no dead letters.",
 }
-"""What the figures of a queue, or of a room, are."""
+ROOM_TOTALS = {"published_total": "Events published to the room."}
 
 
 def expose(service: Service, accept: str) -> Steps:
@@ -157,8 +157,8 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         "queue",
         {name: max(now - row["oldest"], 0.0) for name, row in queues.items() if row.get("oldest") is not None},
     )
-    yield from _named("queue", stats, QUEUES)
-    yield from _named("room", stats, ROOMS)
+    yield from _named("queue", stats, QUEUES, QUEUE_TOTALS)
+    yield from _named("room", stats, ROOMS, ROOM_TOTALS)
     behind = GaugeMetricFamily(
         "synap_subscription_lag_events", "Unprocessed events of a durable subscription.", labels=["room", "name"]
     )
@@ -184,18 +184,18 @@ def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
         yield _counters("synap_cluster_retries", "Calls sent again, by the reason.", "reason", retries)
 
 
-def _named(what: str, stats: dict[str, Any], gauges: dict[str, str]) -> Iterable[Metric]:
+def _named(what: str, stats: dict[str, Any], gauges: dict[str, str], totals: dict[str, str]) -> Iterable[Metric]:
     figures: dict[str, dict[str, Any]] = stats[f"{what}s"]
     yield _gauge(f"synap_{what}s", f"How many {what}s there are.", stats.get(f"{what}s_total", len(figures)))
-    totals = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
+    counted = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
     others = stats.get(f"{what}s_others")
     if others:
         figures = {**figures, OTHERS: others}
-    for name in (*gauges, *totals):
-        family = _counters if name in totals else _gauges
+    for name in (*gauges, *counted):
+        family = _counters if name in counted else _gauges
         yield family(
             f"synap_{what}_{name.removesuffix('_total')}",
-            TOTALS[name] if name in totals else gauges[name],
+            totals[name] if name in counted else gauges[name],
             what,
             {key: row[name] for key, row in figures.items()},
         )
