@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from synap import SynapClient
 from synap.terminal import LineFormatter, escaped
 from synap.testing.server import ThrowawayServer
+from tests.helpers.keys import File
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, dial, read_all
 from tests.server.conftest import Serve
@@ -70,11 +72,23 @@ def test_json_lines_say_who_asked_for_what(serve: Serve) -> None:
         assert secret not in text
 
 
+def test_text_lines_name_the_key_too(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"billing": ["*:*:*"]})
+    service = serve("--access-log", "--keys-file", str(file.path))
+    http = Http(service, x_api_key=file.keys["billing"])
+    assert http.do("kv.set", key="a", value=1).status == 200
+    http.close()
+    assert "INFO 127.0.0.1 billing POST /api/v1/command 200 " in line(service, lambda text: "POST /api" in text)
+    with SynapClient(url=service.url, api_key=file.keys["billing"]) as client:
+        client.kv.get("a")
+    assert "INFO 127.0.0.1 billing native connection, " in line(service, lambda text: "connection, " in text)
+
+
 def test_text_lines_stay_lines(serve: Serve) -> None:
     service = serve("--access-log")
     with urllib.request.urlopen(f"{service.url}/health", timeout=PATIENCE) as answer:
         assert answer.status == 200
-    assert "INFO 127.0.0.1 GET /health 200 " in line(service, lambda text: "/health" in text)
+    assert "INFO 127.0.0.1 - GET /health 200 " in line(service, lambda text: "/health" in text)
     http = Http(service)
     http.request("GET", "/a%0d%0aINFO%20forged%1b[31m")
     http.close()

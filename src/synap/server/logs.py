@@ -87,8 +87,8 @@ class AccessLog:
             "ms": round(1000 * (time.perf_counter() - self._began), 3),
         }
         # A path is untrusted: escaped, so that it stays on one line.
-        shown = {**fields, "path": path if path.isprintable() else ascii(path)[1:-1]}
-        line = "%(address)s %(method)s %(path)s %(status)d %(bytes)d bytes %(ms).1f ms"
+        shown = {**fields, "key": key or "-", "path": path if path.isprintable() else ascii(path)[1:-1]}
+        line = "%(address)s %(key)s %(method)s %(path)s %(status)d %(bytes)d bytes %(ms).1f ms"
         access.info(line, shown, extra={FIELDS: fields})
 
 
@@ -98,4 +98,5 @@ def connection_ended(visit: Visit) -> None:
         return
     seconds = round(time.time() - visit.since, 3)
     fields = {"address": visit.address, "key": visit.key, "lane": visit.lane, "seconds": seconds}
-    access.info("%s %s connection, %.1f s", visit.address, visit.lane, seconds, extra={FIELDS: fields})
+    line = "%s %s %s connection, %.1f s"
+    access.info(line, visit.address, visit.key or "-", visit.lane, seconds, extra={FIELDS: fields})
