@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from synap import AsyncSynapClient, RateLimitError, ScanResult, SynapClient, SynapError
+from synap.cli.app import run
 from synap.cluster.host import ClusterHost
 from synap.cluster.keys import Keys
 from synap.commands import (
@@ -65,6 +66,17 @@ def test_keys_open_a_gateway(primaries: ThrowawayCluster, serve: Serve) -> None:
     assert caught.value.code == "UNAUTHORIZED"
     with SynapClient(url=gateway.url, api_key="open-sesame-1234567890") as client:
         assert client.kv.set("k", 1).success
+
+
+def test_a_backup_of_a_gateway_says_where_the_data_is(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = primaries.url.partition("://")[2]
+    gateway = serve("--engine", f"valkey://default:secret@{place}", "--durability", "none")
+    for command in ("backup", "export"):
+        assert run([command, gateway.url, str(tmp_path / "copy")]) == 2
+        said = capsys.readouterr().err
+        assert f"its cluster holds the data: write that with `synap export valkey://***@{place} FILE`" in said
 
 
 def test_a_scan_at_a_gateway_tells_nothing_of_keys_that_its_caller_may_not_see(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from synap.config import without_secret
 from synap.errors import AuthenticationError, SynapError
 from synap.server.http_exchange import Exchange
 from synap.server.service import UNDER_WAY, WITHDRAWN, Principal, Service
@@ -19,6 +20,14 @@ def _tell(service: Service, principal: Principal, outcome: str) -> None:
         service.audit.done(principal.audit_fields(), "backup", outcome)
 
 
+def _nothing_here(engine: str | None) -> SynapError:
+    if engine is None:
+        return SynapError("INVALID_REQUEST", "this service keeps nothing on disk (--memory): there is nothing to copy")
+    place = without_secret(engine)
+    text = f"this service is a gateway, and its cluster holds the data: write that with `synap export {place} FILE`"
+    return SynapError("INVALID_REQUEST", text)
+
+
 async def send(exchange: Exchange) -> None:
     """Send a copy of the database, made while requests are executed. Threads wait for the disk, not the event loop.
 
@@ -31,7 +40,7 @@ async def send(exchange: Exchange) -> None:
     if service.draining:
         raise service.closing()
     if service.durable is None:
-        raise SynapError("INVALID_REQUEST", "this service keeps nothing on disk (--memory): there is nothing to copy")
+        raise _nothing_here(service.config.engine)
     if service.copies >= MOST:
         raise SynapError("SERVICE_UNAVAILABLE", f"{MOST} backups are under way already", {"retry_after": 5.0})
     service.copies += 1
