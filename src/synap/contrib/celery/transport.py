@@ -207,7 +207,12 @@ class Transport(virtual.Transport):
             expires = float(found.headers.get("expires", "inf"))
             message = decoded(found.message, self.Channel.codecs)
         except Exception as error:  # anybody may publish anything
-            log.error("message %s of queue %s is not kombu's and is rejected: %r", found.message_id, found.queue, error)
+            log.error(
+                "message %s of queue %s is not kombu's and is rejected (%s)",
+                found.message_id,
+                found.queue,
+                type(error).__name__,
+            )
             self.settle(taken.tag, "drop")
             return None
         if expires <= time.time():
