@@ -8,15 +8,17 @@ from typing import Any, Callable, Dict, List
 import msgspec
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, SynapError
 from synap import commands as c
-from synap.cluster import running
+from synap.cluster import functions, running
+from synap.cluster.node import Node
 from synap.cluster.running import Lock, Pending, Running, in_slices
 from synap.cluster.topics import Mirror, Topics
 from synap.engine.callers import Caller, Steps, run
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking, result
 from tests.cluster.conftest import a_space, another_url
+from tests.helpers.patience import in_time
 
 PATTERNS = [".".join(["*", *"abcdefghijklmnopqrstuvwxyz", str(number)]) for number in range(200)]
 TOPIC = ".".join(["x", *"abcdefghijklmnopqrstuvwxyz", "7"])
@@ -350,3 +352,52 @@ async def test_an_older_release_notices_that_it_cannot_read_a_change(asking: Ask
         await register_as_before(asking, b"old", 1, ["a"])
         grown = int(await asking.command("", "GET", counter)) - known
         assert len(await asking.command("", "XRANGE", changes, known + 1, "+")) < grown
+
+
+# ---------------------------------------------------------------------------------------------- at most once
+
+
+async def test_a_message_waits_for_no_replica_and_is_delivered_once_where_none_is_there() -> None:
+    """Each second try was delivered again: too few replicas had a message that nobody stores."""
+    with ThrowawayCluster(1, 1) as cluster:
+        async with AsyncSynapClient(url=cluster.url, engine={"durability": "replicated"}, retries=0) as client:
+            async with await client.pubsub.subscribe(["t"]) as subscription:
+                cluster.members[1].kill()
+                for message in ("one", "end"):
+                    assert (await client.pubsub.publish("t", message)).subscribers_matched == 1
+                got = await heard(subscription)
+            assert got == ["one", "end"]
+
+
+async def test_a_message_that_may_have_been_delivered_is_not_sent_again(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = Node.data_received
+    lost: List[bytes] = []
+
+    def lose(node: Node, data: bytes) -> None:
+        if not lost and any(call and call.function == functions.name("syn_p_publish") for call, _ in node.waiting):
+            lost.append(data)
+            node.abort()
+        else:
+            received(node, data)
+
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        async with await client.pubsub.subscribe(["t"]) as subscription:
+            await client.pubsub.publish("t", "before")
+            monkeypatch.setattr(Node, "data_received", lose)
+            with pytest.raises(SynapError, match="is not sent again") as refused:
+                await client.pubsub.publish("t", "lost")
+            assert (refused.value.code, refused.value.may_have_happened, len(lost)) == ("SERVICE_UNAVAILABLE", True, 1)
+            assert (await client.pubsub.publish("t", "end")).subscribers_matched == 1
+            assert await heard(subscription) == ["before", "lost", "end"]
+
+
+async def heard(subscription: Any) -> List[Any]:
+    """Return what a subscription is told, up to the message 'end'."""
+    messages: List[Any] = []
+    async for message in in_time(subscription):
+        messages.append(message.message)
+        if message.message == "end":
+            break
+    return messages

@@ -39,8 +39,8 @@ class Call(Pending):
     """One command in flight to a partition's node, or (`partition` -1) on one connection."""
 
     __slots__ = (
-        "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "partition",
-        "redirects", "retried", "size", "uncertain",
+        "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "once",
+        "partition", "redirects", "retried", "size", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,7 @@ class Call(Pending):
         *,
         retried: Tuple[int, ...] = (),
         changes: bool = True,
+        once: bool = False,
         fixed: bool = False,
     ) -> None:
         super().__init__()
@@ -62,6 +63,9 @@ class Call(Pending):
         self.retried = retried
         """Places of the arguments that say that a request may have been executed before."""
         self.changes = changes
+        self.once = once
+        """Whether it stores nothing, its answer included: no replica need have it, and where it may have been executed,
+        it is not sent again."""
         self.fixed = fixed
         """Whether `arguments` is a whole command, not those of a function."""
         self.asking = False

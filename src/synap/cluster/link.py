@@ -154,9 +154,11 @@ class Link:
         *,
         retried: Tuple[int, ...] = (),
         changes: bool = True,
+        once: bool = False,
     ) -> Call:
         """Call a function of the library; it is under way when this returns."""
-        return self.send(Call(partition, functions.name(function), keys, arguments, retried=retried, changes=changes))
+        name = functions.name(function)
+        return self.send(Call(partition, name, keys, arguments, retried=retried, changes=changes, once=once))
 
     def command(self, partition: int, *command: Any, changes: bool = False) -> Call:
         """Call a plain command at a partition's node. It must be safe to execute twice."""
@@ -289,6 +291,10 @@ class Link:
 
     def _again(self, call: Call, reason: str, *, uncertain: bool = False) -> None:
         """Send a call again after a while, if there is time."""
+        if uncertain and call.once:
+            text = f"it may have taken effect, so it is not sent again ({reason})"
+            self._fail(call, unavailable(text, may_have_happened=True))
+            return
         self._count(reason)
         if uncertain:
             call.mark()

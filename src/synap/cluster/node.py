@@ -1,7 +1,7 @@
 """One connection to one node: calls of a turn leave in one write, answers come in the order of the calls.
 
-Where writes must reach replicas, a WAIT closes each write that holds a changing command, its answers are held until the
-WAIT is answered, and what comes meanwhile leaves with the next (group commit).
+Where writes must reach replicas, a WAIT closes each write that holds a command which stores something, its answers are
+held until the WAIT is answered, and what comes meanwhile leaves with the next (group commit).
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Short(Exception):
 
 _Commit = List[Tuple[Call, Any]]
 """The calls of one write whose answers wait for replicas."""
+
+
+def _is_kept(call: Call) -> bool:
+    """Whether replicas must have what a call did."""
+    return call.changes and not call.once
 
 
 class Node(asyncio.Protocol):
@@ -84,7 +89,7 @@ class Node(asyncio.Protocol):
         if not self._out or not self.open or self._transport is None or self._committing:
             return
         calls, self._out = self._out, []
-        commit: Optional[_Commit] = [] if self._wait and any(call.changes for call in calls) else None
+        commit: Optional[_Commit] = [] if self._wait and any(map(_is_kept, calls)) else None
         pieces: List[bytes] = []
         waiting = self.waiting
         if not waiting:
@@ -141,7 +146,9 @@ class Node(asyncio.Protocol):
             return commit
         refused = answer if isinstance(answer, Exception) else None
         short = Short(f"{answer} of {self._replicas} replicas had it in time", refused)
-        return [(call, given if isinstance(given, Exception) or not call.changes else short) for call, given in commit]
+        return [
+            (call, short if _is_kept(call) and not isinstance(given, Exception) else given) for call, given in commit
+        ]
 
     def connection_lost(self, error: Optional[Exception]) -> None:
         self.open = False

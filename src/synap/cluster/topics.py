@@ -151,9 +151,8 @@ class Topics(Facility):
                 if gateway != self.gateway or int(number) in self.here.subscriptions:  # ours may have ended by now
                     matched += 1
                     gateways.add(gateway)
-            needed = await self.link.call(
-                partition, "syn_p_publish", self._told(partition), (b"%d" % self.mirror.number, body, *gateways)
-            )
+            arguments = (b"%d" % self.mirror.number, body, *gateways)
+            needed = await self.link.call(partition, "syn_p_publish", self._told(partition), arguments, once=True)
             if not needed:
                 self.published += 1
                 return c.TopicPublishAnswer(message_id, p.topic, matched)
