@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, List
 
 import pytest
@@ -11,8 +12,11 @@ from synap.cluster.calls import Call
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending, Running
 from synap.errors import QueueNotFoundError, SynapError
+from synap.host import ANSWER, REFUSE
 from tests.cluster.asking import Asking, result
 from tests.cluster.asking_queues import INC, Q, consume, publish, stats, whole
+from tests.cluster.callers import Noted
+from tests.helpers.patience import PATIENCE
 
 
 async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: Asking) -> None:
@@ -169,3 +173,31 @@ async def test_a_clear_that_ended_half_way_takes_the_rest_when_it_comes_again(
     again = keys.clear(c.KvClear("{t}"), asking.request(b"1", int(asked.number)))
     assert (await result(Running(again).start())).deleted == 20
     assert (await result(Running(keys.scan(c.KvScan(), asked)).start())).keys == []
+
+
+@pytest.mark.parametrize(
+    ("command", "payload"),
+    [(c.QUEUE_CONSUME, c.QueueConsume(Q, PATIENCE)), (c.QUEUE_CONSUME_MANY, c.QueueConsumeMany([Q], 1, PATIENCE))],
+)
+async def test_a_consume_that_waits_and_is_sent_again_on_another_connection_takes_one_message(
+    asking: Asking, command: c.Command, payload: Any
+) -> None:
+    """Both tries waited in one line, and one call took a message for each: the older one's stayed leased."""
+    host = asking.host
+    told: List[Any] = []
+    older, newer = [Noted(host, told, "a" * 32) for _ in range(2)]
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC)
+    for session, again in ((older, False), (newer, True)):
+        host.execute(session, 7, command, payload, again, decoded=True)
+        host.end_turn()
+        while not host.consumers.waiting or any(line.asking for line in host.consumers.lines.values()):
+            await asyncio.sleep(0.001)
+    await publish(asking, b"\x92\xc0\xa1a", b"\x92\xc0\xa1b", b"\x92\xc0\xa1c")
+    while not any(who is newer for who, *_ in told):
+        await asyncio.sleep(0.001)
+    ready, leased, *_ = await stats(asking)
+    assert (ready, leased) == (2, 1)
+    assert [(who, what, number) for who, what, number, _ in told] == [(older, REFUSE, 7), (newer, ANSWER, 7)]
+    host.leave(older)  # its connection is found dead: the message stays with the newer one
+    ready, leased, *_ = await stats(asking)
+    assert (ready, leased) == (2, 1)

@@ -31,7 +31,7 @@ from synap.cluster.running import Pending, Running
 from synap.cluster.sweeper import Sweeper
 from synap.cluster.waiting import Consumers
 from synap.engine.callers import Caller, Number, run
-from synap.engine.deliveries import waits_already
+from synap.engine.deliveries import sent_again, waits_already
 from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription
 from synap.errors import SynapError
@@ -59,7 +59,13 @@ class _Waits(NamedTuple):
 
     running: Pending
     session: Session
-    queues: Sequence[str]
+    command: c.Command
+    payload: Any
+    request: Request
+
+    @property
+    def queues(self) -> Sequence[str]:
+        return self.command.names(self.payload) or () if self.command.waits else ()
 
 
 UNFITTING = (TypeError, ValueError, AttributeError, LookupError)
@@ -89,7 +95,8 @@ class ClusterHost(Host):
         self.link = Link(options, guard=guard, turned=self.end_turn, flowing=self.read_on)
         self.warnings: List[str] = []
         self._under_way: Dict[Key, List[_Waits]] = {}
-        """Requests that may take long, by whose they are: several where one was sent again on another connection."""
+        """Requests that may take long, by whose they are: several where one that subscribes was sent again on another
+        connection."""
         self._decoding: Dict[Session, Number] = {}
         """Callers whose large requests are being decoded, each by one, with its number."""
         self._delivered: OrderedDict[Key, List[Delivery]] = OrderedDict()
@@ -181,6 +188,8 @@ class ClusterHost(Host):
             payload = body if decoded else session.decode(command, body)
             if command.waits:
                 self._check_number(session, number)
+                if self._take_over(session, number, command):
+                    return
             request = self.memory.request(session.session, number, retried)
             if request.order is not None:
                 self._flush_earlier(command, payload, request)
@@ -192,13 +201,26 @@ class ClusterHost(Host):
         except Exception:  # a bug is an error to its own caller
             session.refuse(number, self.crashed(command.name))
             return
+        self._await(number, _Waits(running, session, command, payload, request))
+
+    def _await(self, number: Number, one: _Waits) -> None:
+        """Have a request answered once it is done."""
+        running, session, command, payload, request = one
         if command.waits or command.pushes:
-            names = command.names(payload) if command.waits else None
-            waits = _Waits(running, session, names or ())
-            self._under_way.setdefault((session.session or session, number), []).append(waits)
+            self._under_way.setdefault((session.session or session, number), []).append(one)
             session.waiting.add(number)
-        finished = functools.partial(self._finished, session, number, command, payload, request, running)
-        running.when_done(finished)
+        running.when_done(functools.partial(self._finished, session, number, command, payload, request, running))
+
+    def _take_over(self, session: Session, number: Number, command: c.Command) -> bool:
+        """Have a request that waits answered where it was sent again, on another connection: two would take messages
+        for one caller. Returns whether there was one."""
+        for one in self._under_way.get((session.session or session, number), ()):
+            if one.command is command and not one.running.done:
+                self._forget(one.session, number)
+                one.session.refuse(number, sent_again(may_have_happened=True))
+                self._await(number, one._replace(session=session))
+                return True
+        return False
 
     def _decode(self, session: Session, number: Number, command: c.Command, body: Any, retried: bool) -> None:
         """Decode a large request in slices, with others' requests in between; what its caller sent after it waits."""
@@ -448,10 +470,10 @@ class ClusterHost(Host):
         return not (self.touched or self._decoding) and self.link.calls == 0
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
-        for running, session, queues in chain.from_iterable(list(self._under_way.values())):
-            if not running.done:
-                for queue in queues:
-                    yield session, queue
+        for waits in chain.from_iterable(list(self._under_way.values())):
+            if not waits.running.done:
+                for queue in waits.queues:
+                    yield waits.session, queue
 
     # ------------------------------------------------------------------------------------------ messages of channels
 
