@@ -27,16 +27,16 @@ from synap.cluster.memory import LATE, Memory, Request
 from synap.cluster.options import EngineOptions
 from synap.cluster.queues import Delivery
 from synap.cluster.rooms import RoomSubscription
-from synap.cluster.running import Pending, Running
+from synap.cluster.running import Pending, Running, in_slices
 from synap.cluster.sweeper import Sweeper
 from synap.cluster.waiting import Consumers
-from synap.engine.callers import Caller, Number, run
+from synap.engine.callers import Caller, Number, Steps, run
 from synap.engine.deliveries import sent_again, waits_already
 from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription
-from synap.errors import SynapError
+from synap.errors import UNCERTAIN, SynapError
 from synap.host import Host, Session
-from synap.host.batches import is_numbered
+from synap.host.batches import HINTS, is_numbered
 from synap.host.jobs import SLICE
 from synap.wire.codec import find
 from synap.wire.frames import MAX_ANSWER
@@ -98,7 +98,7 @@ class ClusterHost(Host):
         """Requests that may take long, by whose they are: several where one that subscribes was sent again on another
         connection."""
         self._decoding: Dict[Session, Number] = {}
-        """Callers whose large requests are being decoded, each by one, with its number."""
+        """Callers whose large requests, or the commands of whose batches, are being decoded, each by one's number."""
         self._delivered: OrderedDict[Key, List[Delivery]] = OrderedDict()
         self._delivered_count = 0
         self._closed = False
@@ -284,7 +284,7 @@ class ClusterHost(Host):
 
     def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Pending:
         if command.bundle:
-            return Running(self._batch(session, payload, request)).start()
+            return Running(self._batch(session, number, payload, request)).start()
         if command.admin:
             return Running(self._administer(session, command, payload)).start()
         if command.leases:
@@ -368,29 +368,64 @@ class ClusterHost(Host):
         answer = self.administer(command, payload, session)
         return run(answer) if isinstance(answer, GeneratorType) else answer
 
-    async def _batch(self, session: Session, batch: c.BatchRequest, request: Request) -> Any:
+    async def _batch(self, session: Session, number: Number, batch: c.BatchRequest, request: Request) -> Any:
         numbered = is_numbered(batch)
-        items: List[Item] = []
+        items = await self._in_turns(session, number, self._items(session, batch))
+        if batch.atomic:
+            return await run_atomic(items, request, self.link, self._recorded, self.recorder)
         requests: List[Request] = []
         for place, item in enumerate(batch.commands):
-            try:
-                command = find(item.command)
-                self.requests[command.code] += 1
-                payload = session.codec.decode_item(item)
-                session.check(command, payload)
-                items.append((command, payload))
-            except SynapError as error:
-                items.append((None, error))
             if numbered:
                 part = self.memory.request(session.session, item.number or 0, True)
-                requests.append(part)
             else:
                 part = request.piece(place)
                 part.order = part.order or request
-                requests.append(part)
-        if batch.atomic:
-            return await run_atomic(items, request, self.link, self._recorded, self.recorder)
-        return await run_each(items, requests, functools.partial(self._execute_item, session), self.count_error)
+            requests.append(part)
+        answer = await run_each(items, requests, functools.partial(self._execute_item, session), self.count_error)
+        if numbered:
+            for item, part, outcome in zip(batch.commands, requests, answer.results):
+                if outcome.error is None or UNCERTAIN not in outcome.error.details:
+                    self.memory.answered(session.session, item.number or 0, part)
+        return answer
+
+    def _items(self, session: Session, batch: c.BatchRequest) -> Steps:
+        """Decode the commands of a batch, and check that its caller may do them."""
+        items: List[Item] = []
+        codec, errors = session.codec, 0
+        for item in batch.commands:
+            hint = errors < HINTS
+            try:
+                command = find(item.command, hint=hint)
+                self.requests[command.code] += 1
+                body = bytes(item.payload) or codec.empty
+                if len(body) > LARGE:
+                    payload = yield from codec.decode_in_steps(command, body, hint=hint)
+                else:
+                    payload = codec.decode_payload(command, body, hint=hint)
+                session.check(command, payload)
+                items.append((command, payload))
+            except SynapError as error:
+                errors += 1
+                items.append((None, error))
+            yield
+        return items
+
+    async def _in_turns(self, session: Session, number: Number, steps: Steps) -> Any:
+        """Return what steps return, with others' requests in between; what their caller sent after them waits."""
+        if self.direct:  # what its caller sends is in no order
+            return await in_slices(steps, self.link.soon)
+
+        def soon(turn: Callable[[], None]) -> None:
+            self._decoding[session] = number
+            self.busy = True
+            self.link.soon(lambda: turn() if session in self._decoding else None)  # else it has left
+
+        try:
+            return await in_slices(steps, soon)
+        finally:
+            if session in self._decoding:
+                self._decoded(session)
+                self.link.soon(session.go_on)
 
     def _execute_item(self, session: Session, command: c.Command, payload: Any, request: Request) -> Any:
         session.check(command, payload)  # again: the commands before may have taken long

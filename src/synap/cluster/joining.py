@@ -120,7 +120,7 @@ class Joiner:
             asked = self._asked[queue] = []
         asked.append(one)
         order = request.order
-        if order is not None:
+        if order is not None and not self.link.recording:
             self._orders.add((order, self.link.places.partition(queue)))
         self._size += one.size
         if len(asked) >= MOST or self._size >= MOST_BYTES or self.link.recording:
