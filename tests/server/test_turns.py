@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import os
@@ -388,6 +389,24 @@ def test_a_hundred_thousand_misspelt_commands_get_twenty_hints() -> None:
     messages = [outcome.error.message for outcome in heavy.told[1].results]
     assert sum("did you mean" in message for message in messages) == 20
     assert all("there is no command 'kv.gett'" in message for message in messages)
+
+
+def test_what_was_meant_is_looked_for_once_in_an_atomic_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = difflib.get_close_matches
+    looks: list[Any] = []
+
+    def noted(*given: Any) -> list[str]:
+        looks.append(given)
+        return look(*given)
+
+    monkeypatch.setattr(difflib, "get_close_matches", noted)
+    host, soon = made()
+    heavy = Caller(host)
+    ask(host, heavy, 1, "batch", commands=[{"command": "kv.gett", "payload": {}}] * 5_000, atomic=True)
+    soon.all_turns()
+    messages = [outcome.error.message for outcome in heavy.told[1].results]
+    assert messages[0].endswith("did you mean 'kv.get'?")
+    assert len(looks) == 1
 
 
 def test_the_answers_of_a_batch_are_bounded_together() -> None:

@@ -69,16 +69,18 @@ def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRe
         text = f"an atomic batch may have at most {MAX_ATOMIC:,} commands, this one has {len(request.commands):,}"
         raise SynapError("INVALID_REQUEST", text, {"limit": MAX_ATOMIC})
     items: List[Any] = []
+    hint = True  # for the first error, which is the one that is told
     for item in request.commands:
         try:
-            command, body = find(item.command), bytes(item.payload) or session.codec.empty
+            command, body = find(item.command, hint=hint), bytes(item.payload) or session.codec.empty
             if len(body) > LARGE:
-                payload = yield from session.codec.decode_in_steps(command, body)
+                payload = yield from session.codec.decode_in_steps(command, body, hint=hint)
             else:
-                payload = session.codec.decode_payload(command, body)
+                payload = session.codec.decode_payload(command, body, hint=hint)
             session.check(command, payload)
             items.append(payload)
         except SynapError as error:
+            hint = False
             items.append(error)
         if time.perf_counter() > host.jobs.until:
             yield
