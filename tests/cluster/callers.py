@@ -1,9 +1,12 @@
-"""Callers of a gateway, as its lanes make them."""
+"""Callers of a gateway, as its lanes make them, and batches."""
 
 from __future__ import annotations
 
 from typing import Any, List
 
+import msgspec
+
+from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.host import Output, Session
 from synap.wire.codec import CODECS
@@ -26,3 +29,13 @@ class Noted(Session):
 
     def dropped(self, number: Any) -> None:
         self.lost.append(number)
+
+
+def batch(*items: Any, atomic: bool = False) -> c.BatchRequest:
+    """Make a batch from (name, payload, number) of each command."""
+    return c.BatchRequest([c.BatchItem(name, raw(payload), number) for name, payload, number in items], atomic)
+
+
+def raw(payload: Any) -> msgspec.Raw:
+    """Encode a payload as it comes within a batch."""
+    return msgspec.Raw(msgspec.json.encode(payload))

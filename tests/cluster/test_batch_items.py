@@ -6,23 +6,13 @@ import asyncio
 import difflib
 from typing import Any, List
 
-import msgspec
 import pytest
 
 from synap import commands as c
 from synap.cluster import running
 from synap.cluster.host import ClusterHost
 from synap.host import ANSWER
-from tests.cluster.callers import Noted
-
-
-def batch(*items: Any, atomic: bool = False) -> c.BatchRequest:
-    """Make a batch of (name, payload, number)."""
-    return c.BatchRequest([c.BatchItem(name, raw(payload), number) for name, payload, number in items], atomic)
-
-
-def raw(payload: Any) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(payload))
+from tests.cluster.callers import Noted, batch
 
 
 async def answered(told: List[Any], count: int = 1) -> List[Any]:

@@ -232,9 +232,12 @@ def _undone(
     word, _, text = answers[1].decode().partition(" ")
     code, _, rest = text.partition(" ")
     if code == "PAYLOAD_TOO_LARGE":
-        most = int(rest)
-        text = f"the answers up to this one are more than {most:,} bytes together; nothing was done"
-        return place, SynapError(code, text, {"limit": most})
+        most, _, what = rest.partition(" ")
+        much = (
+            "the answers up to this one are" if what == "answers" else "what is replaced or deleted up to this one is"
+        )
+        text = f"{much} more than {int(most):,} bytes together; nothing was done"
+        return place, SynapError(code, text, {"limit": int(most)})
     if word != "SYNAP":
         code = "MEMORY_LIMIT" if "OOM" in answers[1].decode() else "INTERNAL_ERROR"
     calls[which].finish(error=Refused(code, rest))

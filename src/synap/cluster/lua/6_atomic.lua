@@ -6,6 +6,7 @@
 
 local CHANGES = 200000    -- the most that one makes: the node stands still for about a second
 local ANSWERS = 67108864  -- bytes of the answers of one, about: the node holds them three times, and copies as often
+local REPLACED = 134217728 -- bytes of values that one replaces or deletes, about: they are copied, to take the changes back
 
 -- About how many bytes an answer takes.
 local function weigh(answer)
@@ -17,13 +18,22 @@ local function weigh(answer)
   return bytes
 end
 
-local function logged(undos, later)
-  local raw = redis.call
+-- `state.refused` becomes why a change is too much, also where a command catches the error.
+local function logged(undos, later, state)
+  local raw, bytes = redis.call, 0
+  local function refuse(why)
+    state.refused = why
+    error({err = why})
+  end
   local function undo(...)
     if #undos >= CHANGES then
-      error({err = 'SYNAP INVALID_REQUEST an atomic batch on a cluster makes at most ' .. whole(CHANGES) .. ' changes'})
+      refuse('SYNAP INVALID_REQUEST an atomic batch on a cluster makes at most ' .. whole(CHANGES) .. ' changes')
     end
     undos[#undos + 1] = {...}
+  end
+  local function hold(size)
+    bytes = bytes + size
+    if bytes > REPLACED then refuse('SYNAP PAYLOAD_TOO_LARGE ' .. whole(REPLACED) .. ' replaced') end
   end
   local function zset(key, member)
     local score = raw('ZSCORE', key, member)
@@ -31,7 +41,29 @@ local function logged(undos, later)
   end
   local function field(key, name)
     local value = raw('HGET', key, name)
-    if value then undo('HSET', key, name, value) else undo('HDEL', key, name) end
+    if value then
+      hold(#value)
+      undo('HSET', key, name, value)
+    else
+      undo('HDEL', key, name)
+    end
+  end
+  local kept = {}        -- keys that are restored as they were at first, whatever else happens to them
+  local function text(key)
+    if kept[key] then return end
+    kept[key] = true
+    local value, due = raw('GET', key), raw('PEXPIRETIME', key)
+    if not value then
+      undo('UNLINK', key)
+    else
+      hold(#value)
+      if due >= 0 then undo('SET', key, value, 'PXAT', due) else undo('SET', key, value) end
+    end
+  end
+  local function expiry(key)
+    if kept[key] then return end
+    local due = raw('PEXPIRETIME', key)
+    if due >= 0 then undo('PEXPIREAT', key, due) elseif due == -1 then undo('PERSIST', key) end
   end
   local inverse = {
     HSET = function(key, ...)
@@ -52,10 +84,20 @@ local function logged(undos, later)
       local head = raw('ZRANGE', key, 0, (tonumber(count) or 1) - 1, 'WITHSCORES')
       for i = 1, #head, 2 do undo('ZADD', key, head[i + 1], head[i]) end
     end,
+    SET = text,
+    GETSET = text,
+    INCRBY = text,
+    PEXPIREAT = expiry,
+    PERSIST = expiry,
+    UNLINK = function(key)
+      local kind = raw('TYPE', key).ok
+      if kind == 'string' then return text(key) end
+      if kind == 'none' or kept[key] then return end
+      kept[key] = true
+      hold(raw('MEMORY', 'USAGE', key, 'SAMPLES', 100))     -- before it is copied
+      undo('RESTORE!', key, raw('DUMP', key))
+    end,
   }
-  for _, name in ipairs({'SET', 'GETSET', 'UNLINK', 'INCRBY', 'PEXPIREAT', 'PERSIST'}) do
-    inverse[name] = function(key) undo('RESTORE!', key, raw('DUMP', key) or '', raw('PEXPIRETIME', key)) end
-  end
   local put_off = {}      -- streams that wait
   return function(name, ...)
     local key = ...
@@ -81,7 +123,7 @@ local function roll_back(undos)
     local undo = undos[i]
     if undo[1] == 'RESTORE!' then
       redis.call('UNLINK', undo[2])
-      if undo[3] ~= '' then redis.call('RESTORE', undo[2], tonumber(undo[4]) > 0 and undo[4] or 0, undo[3], 'ABSTTL') end
+      redis.call('RESTORE', undo[2], 0, undo[3])
     else
       redis.call(unpack(undo))
     end
@@ -91,9 +133,9 @@ end
 -- K all keys, the memory first   A request, retried, then (function or '' to fail here, how many keys, their places in
 -- K…, how many arguments, arguments…)…   -> {0, answer…}, or {place of the one that failed, its error}
 local function atomic(K, A)
-  local undos, later, answers, a, item, bytes, failed = {}, {}, {0}, 3, 0, 0, nil
+  local undos, later, state, answers, a, item, bytes, failed = {}, {}, {}, {0}, 3, 0, 0, nil
   local usual = call
-  call = logged(undos, later)
+  call = logged(undos, later, state)
   while a <= #A and not failed do
     item = item + 1
     local name, keys, arguments = A[a], {}, {}
@@ -111,11 +153,12 @@ local function atomic(K, A)
       if fine then
         bytes = bytes + weigh(answer)
         failed = type(answer) == 'table' and answer.err or failure and failure(answer) or nil
-        if not failed and bytes > ANSWERS then failed = 'SYNAP PAYLOAD_TOO_LARGE ' .. whole(ANSWERS) end
+        if not failed and bytes > ANSWERS then failed = 'SYNAP PAYLOAD_TOO_LARGE ' .. whole(ANSWERS) .. ' answers' end
       else
         failed = type(answer) == 'table' and answer.err or tostring(answer)
         if string.sub(failed, 1, 6) ~= 'SYNAP ' then failed = 'ERR ' .. failed end
       end
+      failed = state.refused or failed
       answers[#answers + 1] = answer
     end
   end
