@@ -324,6 +324,30 @@ async def test_many_large_values_are_not_all_read_at_once(
     assert sum(map(len, found)) == len(names) + 1, "each key is read once"
 
 
+async def test_large_values_of_many_partitions_are_read_a_few_at_a_time(
+    client: AsyncSynapClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each partition was asked for one whatever its size: 256 of 10 MB were 2.6 GB."""
+    monkeypatch.setattr(keys, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(keys, "LEAST_BYTES", 10_000)
+    pairs = {f"k{number}": "x" * (30_000 if number % 4 else 100) for number in range(80)}
+    for name, value in pairs.items():
+        await client.kv.set(name, value)
+    read, under_way, most = Facility.read, [], 0
+
+    async def noted(*given: Any) -> Any:
+        nonlocal most
+        under_way.append(given)
+        answers = await read(*given)
+        most = max(most, sum(map(len, answers)) * len(under_way))
+        under_way.remove(given)
+        return answers
+
+    monkeypatch.setattr(Facility, "read", lambda *given: Running(noted(*given)).start())
+    assert [result.value for result in await client.kv.mget(*pairs)] == list(pairs.values())
+    assert most <= keys.FEW * 60_000
+
+
 async def test_a_gateway_does_not_gather_more_values_than_an_answer_holds(
     one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

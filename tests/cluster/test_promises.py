@@ -42,6 +42,7 @@ def in_the_library(pattern: str) -> int:
         ("{} MiB of values and whole queues", in_the_library(r"REPLACED = (\d+)") // 1024**2),
         ("values beyond {} MiB", keys.MOST_BYTES // 1024**2),
         ("({} MiB of a partition where many are asked)", keys.LEAST_BYTES // 1024**2),
+        ("after the others, of {} partitions at a time", keys.FEW),
         ("{} MiB of values and other arguments", batches.MOST_BYTES // 1024**2),
         ("all or nothing in each partition, up to {} keys", keys.PIECE),
         ("once their bodies pass {} MiB", waiting.MOST_BYTES // 1024**2),

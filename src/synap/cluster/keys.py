@@ -23,6 +23,8 @@ PIECE = 500
 """Keys that one call changes."""
 MOST_BYTES, LEAST_BYTES = 64 * 1024 * 1024, 1024 * 1024
 """Bytes of values that are read at once, and of each partition's at least."""
+FEW = 4
+"""Partitions that are asked at once for a value each that may be larger."""
 TOGETHER = 32
 """Partitions that a scan asks at once while it finds nothing."""
 
@@ -169,7 +171,7 @@ class Keys(Facility):
         return c.SuccessAnswer()
 
     async def mget(self, p: c.KvMGet, request: Request) -> c.MGetAnswer:
-        """All values are read at once, but for those beyond `MOST_BYTES`, which follow."""
+        """All values are read at once, but for those beyond `MOST_BYTES`, which follow, of few partitions at a time."""
         if self.link.recording:
             calls = [self._read(key) for key in p.keys]
             return c.MGetAnswer([self._found(answer) for answer in await self.all(calls)])
@@ -177,17 +179,21 @@ class Keys(Facility):
             check_key(key)
         found: Dict[str, c.GetAnswer] = {}
         size = 0
+        whole = b"0"
         while left := [key for key in dict.fromkeys(p.keys) if key not in found]:
             parts = self._pieces(left)
+            if whole == b"1":
+                parts = parts[:FEW]
             most = b"%d" % max(MOST_BYTES // len(parts), LEAST_BYTES)
             reads = [
-                self.read(partition, "syn_mget", [self.places.key(partition, key) for key in keys], (most,))
+                self.read(partition, "syn_mget", [self.places.key(partition, key) for key in keys], (most, whole))
                 for partition, _, keys in parts
             ]
             for (_, _, keys), answers in zip(parts, await self.all(reads)):
                 for key, answer in zip(keys, answers):
                     found[key] = self._found(answer)
                     size += len(found[key].value or b"")
+            whole = b"1"
             if self.most_bytes is not None and size > self.most_bytes:
                 text = f"the values are more than {self.most_bytes:,} bytes together; ask for fewer at once"
                 raise SynapError("PAYLOAD_TOO_LARGE", text, {"limit": self.most_bytes})

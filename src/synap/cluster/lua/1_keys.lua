@@ -72,14 +72,15 @@ read('syn_get', function(K, A)
   return answer or A[1] == '1' and fail('KEY_NOT_FOUND')
 end)
 
--- K key…   A most bytes   -> what is found of each; not of the last ones, where the values before are more bytes than that
+-- K key…   A most bytes, '1' where the first may be larger   -> what is found of each; not of those from the one on with
+-- which the values are more bytes than that
 read('syn_mget', function(K, A)
   local answers, left = {}, tonumber(A[1])
   for i, key in ipairs(K) do
-    local size
-    answers[i], size = found(key)
+    local answer, size = found(key)
     left = left - size
-    if left < 0 then break end
+    if left < 0 and not (i == 1 and A[2] == '1') then break end
+    answers[i] = answer
   end
   return answers
 end)
