@@ -37,6 +37,8 @@ class _Connection(asyncio.Protocol):
         """Channels that were subscribed to, and neither left nor refused since."""
         self.asked: Deque[Tuple[str, bytes]] = deque()
         """Commands that are not answered yet; answers come in their order."""
+        self.gone = False
+        """Whether it has ended."""
         self.leaving: Counter[bytes] = Counter()
         """How many of them leave a channel."""
         self.last = asyncio.get_running_loop().time()
@@ -90,6 +92,7 @@ class _Connection(asyncio.Protocol):
         self._received(self, answers)
 
     def connection_lost(self, error: Optional[Exception]) -> None:
+        self.gone = True
         self._lost(self)
 
     def abort(self) -> None:
@@ -210,6 +213,11 @@ class Channels:
                 self.link.loop.create_connection(lambda: connection, address.host, address.port, ssl=options.ssl),
                 options.connect_timeout,
             )
+            if connection.gone:  # before Python 3.12, `wait_for` goes on a while after what it waited for
+                raise ConnectionError(f"{address} ended the connection")
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
         except (OSError, asyncio.TimeoutError):
             with self.link.guard:
                 self._opening.discard(address)

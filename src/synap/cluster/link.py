@@ -339,15 +339,17 @@ class Link:
     async def connect(self, address: Address) -> Node:
         """Open a command connection to a node and sign in."""
         node = Node(address, replicas=self.options.copies, turn=self._answered, lost=self._lost)
-        await asyncio.wait_for(
-            self.loop.create_connection(lambda: node, address.host, address.port, ssl=self.options.ssl),
-            self.options.connect_timeout,
-        )
         try:
+            await asyncio.wait_for(
+                self.loop.create_connection(lambda: node, address.host, address.port, ssl=self.options.ssl),
+                self.options.connect_timeout,
+            )
             if self.options.login is not None:
                 await asyncio.wait_for(node.ask(*self.options.login), 2)
             await asyncio.wait_for(node.identify(), 2)
             await asyncio.wait_for(self._fence(node), 2)
+            if node.gone:  # before Python 3.12, `wait_for` goes on a while after what it waited for
+                raise Lost(f"{address} ended the connection")
         except BaseException:
             node.abort()
             raise

@@ -55,6 +55,8 @@ class Node(asyncio.Protocol):
         self.address = address
         self.loop = asyncio.get_running_loop()
         self.open = False
+        self.gone = False
+        """Whether the connection has ended."""
         self.identity: Tuple[bytes, int] = (b"", 0)
         """The run of the server, and the connection's number there."""
         self.bytes = 0
@@ -152,6 +154,7 @@ class Node(asyncio.Protocol):
 
     def connection_lost(self, error: Optional[Exception]) -> None:
         self.open = False
+        self.gone = True
         self._lost(self)
 
     def _sent(self) -> List[Call]:
@@ -185,6 +188,8 @@ class Node(asyncio.Protocol):
 
     async def ask(self, *command: Any) -> Any:
         """Send one command on a connection that has no calls yet (HELLO, AUTH, FUNCTION LOAD); raises its error."""
+        if self.gone:
+            raise Lost(f"{self.address} ended the connection")
         call = Call.plain(command)
         assert self._transport is not None
         self.waiting.append((call, None))
