@@ -39,8 +39,8 @@ class Call(Pending):
     """One command in flight to a partition's node, or (`partition` -1) on one connection."""
 
     __slots__ = (
-        "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "once",
-        "partition", "redirects", "retried", "size", "uncertain",
+        "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "number",
+        "once", "partition", "redirects", "retried", "size", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -72,10 +72,16 @@ class Call(Pending):
         self.attempts = 0
         self.redirects = 0
         self.deadline = 0.0
+        self.number = 0
+        """Its place among the calls of its link."""
         self.uncertain = False
         """Whether an attempt may have been executed whose answer never came."""
         self.size = 0
+        """What it counts for among the bytes under way; 0 once it has its result."""
         self._packed: Optional[bytes] = None
+
+    def __lt__(self, other: Call) -> bool:
+        return self.number < other.number
 
     @classmethod
     def plain(cls, command: Sequence[Any], partition: int = -1, changes: bool = False) -> Call:

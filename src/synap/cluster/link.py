@@ -2,16 +2,16 @@
 
 A call is made once and under way at once. It is sent again, marked as one that may have been executed, after whatever
 leaves that open, until `patience` is over; the functions remember what each request was answered, so sending again is
-safe.
+safe. `Order` keeps it in its place meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple
+from itertools import count
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import hiredis
 
@@ -19,6 +19,7 @@ from synap.cluster import functions
 from synap.cluster.calls import Call, Refused, unavailable
 from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
+from synap.cluster.order import Order
 from synap.cluster.places import Places
 from synap.cluster.topology import ANSWER, Topology, in_a_function, lacks_right, missing_right
 from synap.cluster.watch import Loader, Watch
@@ -35,6 +36,8 @@ _AGAIN = frozenset((
     "UNKILLABLE",
 ))  # fmt: skip
 """First words of answers after which a call is sent again: it was not executed, or that is unknown."""
+_TOGETHER = frozenset(("TRYAGAIN", "READONLY", "NOREPLICAS", "MISCONF"))
+"""Those after which others may be taken: reads, or those of other keys while a slot is moved."""
 
 
 class Link:
@@ -53,7 +56,7 @@ class Link:
     ) -> None:
         self.options = options
         self.places = Places(options.partitions or 256, options.space)
-        self.topology = Topology(options)
+        self.topology = Topology(options, guard)
         self.guard: ContextManager[Any] = nullcontext() if guard is None else guard
         self.recording = False
         self.turned = turned
@@ -69,10 +72,15 @@ class Link:
         """Called when partitions have another node than before."""
         self.nodes: Dict[Address, Node] = {}
         """The open connections."""
-        self._parked: Dict[Address, List[Call]] = {}
+        self.parked: Dict[Address, List[Call]] = {}
         """Calls to nodes to which a connection is being opened."""
         self._fences: Dict[Address, List[Tuple[bytes, int]]] = {}
         """Connections that were lost with changing calls under way, by `Node.identity`."""
+        self._order = Order(self)
+        self._backlogs = self._order.backlogs
+        self._under_way = self._order.under_way
+        self._next_number = count(1).__next__
+        self.topology.moved = self._order.move
         self._watch = Watch(self)
         self._loader = Loader(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -93,9 +101,15 @@ class Link:
             await asyncio.sleep(0.005)
 
     async def close(self) -> None:
-        """End all connections. Calls that were sent fail; those that wait for another try never get an answer."""
+        """End all connections. All calls that have no answer fail."""
         self.closed = True
         self._watch.end()
+        with self.guard:
+            self._order.close()
+            for address in list(self.parked):
+                for call in self.parked.pop(address):
+                    self.fail(call, unavailable("the connection to the cluster was closed"))
+            self.turned()
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
@@ -170,45 +184,66 @@ class Link:
         call.size = 200 + len(call.packed())
         self.calls += 1
         self.bytes += call.size
+        call.number = self._next_number()
+        partition = call.partition
+        self._under_way[partition] += 1
         if self.calls >= MOST_CALLS or self.bytes >= MOST_BYTES:
             self.stalled = True
-        self._dispatch(call)
+        if self._backlogs and partition in self._backlogs:
+            self._backlogs[partition].calls.append(call)
+            return call
+        node = self.nodes.get(self.topology.owners[partition])  # type: ignore[arg-type]  # None has no node
+        if node is None or self.closed:
+            self.dispatch(call)
+        else:
+            node.send(call, self.soon)
         return call
 
-    def _dispatch(self, call: Call) -> None:
+    def dispatch(self, call: Call) -> None:
+        """Send a call to the node that has its partition."""
+        if call.done:  # nobody waits for it any more
+            self._done(call)
+            return
         address = self.topology.owners[call.partition]
         if address is None:
-            self._again(call, "no node")
+            self._order.again(call, "no node")
         else:
             self._send_to(address, call)
 
     def _send_to(self, address: Address, call: Call) -> None:
         if self.closed:
-            self._fail(call, unavailable("the connection to the cluster was closed"))
+            self.fail(call, unavailable("the connection to the cluster was closed"))
             return
         node = self.nodes.get(address)
         if node is not None:
             node.send(call, self.soon)
             return
-        parked = self._parked.get(address)
+        parked = self.parked.get(address)
         if parked is not None:
             parked.append(call)
             return
-        self._parked[address] = [call]
+        self.parked[address] = [call]
         self.soon(lambda: self.spawn(self._open_node(address)))
 
     def _done(self, call: Call) -> None:
+        size = call.size
+        if not size:
+            return
         self.calls -= 1
-        self.bytes -= call.size
+        self.bytes -= size
+        call.size = 0
+        self._under_way[call.partition] -= 1
+        if self._backlogs:
+            self._order.ended(call.partition)
         if self.stalled and self.calls < MOST_CALLS // 2 and self.bytes < MOST_BYTES // 2:
             self.stalled = False
             self.soon(self.flowing)
 
-    def _fail(self, call: Call, error: BaseException) -> None:
+    def fail(self, call: Call, error: BaseException) -> None:
+        """End a call with an error, which says whether it may have been executed."""
+        self._done(call)
         if call.done:
             return
-        if call.partition >= 0:
-            self._done(call)
         if isinstance(error, SynapError) and call.uncertain and call.changes:
             error.may_have_happened = True  # whatever the last attempt was refused for
         call.finish(error=error)
@@ -219,11 +254,11 @@ class Link:
         with self.guard:
             for call, answer in answered:
                 if call.done:
+                    self._done(call)
                     continue
                 try:
                     if not isinstance(answer, Exception):
-                        if call.partition >= 0:
-                            self._done(call)
+                        self._done(call)
                         call.finish(answer)
                     elif call.partition < 0:
                         call.finish(error=answer)
@@ -231,6 +266,7 @@ class Link:
                         self._refused(node.address, call, answer)
                 except Exception:  # of one caller; the other answers belong to others
                     log.exception("an answer of %s was not taken well", node.address)
+                    self._done(call)
             node.flush()
             self.turned()
 
@@ -240,76 +276,57 @@ class Link:
         word, _, rest = text.partition(" ")
         if isinstance(error, Short):
             if error.refused is None:
-                self._again(call, "too few replicas", uncertain=True)
+                self._order.again(call, "too few replicas", uncertain=True, together=True)
             elif lacks_right(error.refused):
                 missing = missing_right(address, error.refused, self.options)
                 missing.may_have_happened = True
-                self._fail(call, missing)
+                self.fail(call, missing)
             else:  # the node became a replica meanwhile
-                self._again(call, str(error.refused), uncertain=True)
+                self._order.again(call, str(error.refused), uncertain=True, together=True)
         elif word == "SYNAP":
             code, _, more = rest.partition(" ")
-            self._fail(call, Refused(code, more))
+            self.fail(call, Refused(code, more))
         elif word == "MOVED":
-            self.topology.owners[call.partition] = target = self._where(address, rest)
+            self.topology.owners[call.partition] = self._where(address, rest)
             call.redirects += 1
             if call.redirects > REDIRECTS:  # two nodes that redirect to each other
-                self._again(call, "MOVED")
+                self._order.again(call, "MOVED")
                 return
-            self._count("MOVED")
-            self._send_to(target, call)
+            self.count("MOVED")
+            self._order.moved(call)
             self.refresh()
         elif word == "ASK":
-            self._count("ASK")
-            call.asking = True
-            self._send_to(self._where(address, rest), call)
+            self.count("ASK")
+            if self._order.asks(call):
+                call.asking = True
+                self._send_to(self._where(address, rest), call)
         elif "unction not found" in text:
-            self._count("function not found")
-            self._loader.load(address, call)
+            self.count("function not found")
+            self._order.load(call)
+            self._loader.load(address, call.partition)
         elif word in _AGAIN:
-            self._again(call, word)
+            self._order.again(call, word, together=word in _TOGETHER)
         elif word == "OOM":
             full = "the node that has this is full (maxmemory); delete something or give it more memory"
-            self._fail(call, SynapError("MEMORY_LIMIT", full))
+            self.fail(call, SynapError("MEMORY_LIMIT", full))
         elif lacks_right(error):
             missing = missing_right(address, error, self.options)
             missing.may_have_happened = call.changes and in_a_function(error)  # what it did before stays
-            self._fail(call, missing)
+            self.fail(call, missing)
         else:
             log.error("%s answered %r to %s", address, text, call.function.decode() or call.arguments[0])
             failed = SynapError("INTERNAL_ERROR", "a node of the cluster answered with an error; the log says which")
             failed.may_have_happened = call.changes
-            self._fail(call, failed)
+            self.fail(call, failed)
 
     def _where(self, address: Address, rest: str) -> Address:
         """Parse the end of a redirect, 'slot host:port'; without a host it means the node that sent it."""
         host, _, port = rest.split(" ")[1].rpartition(":")
         return Address(host.strip("[]") or address.host, int(port))
 
-    def _count(self, reason: str) -> None:
+    def count(self, reason: str) -> None:
+        """Count that a call is sent again."""
         self.retries[reason] = self.retries.get(reason, 0) + 1
-
-    def _again(self, call: Call, reason: str, *, uncertain: bool = False) -> None:
-        """Send a call again after a while, if there is time."""
-        if uncertain and call.once:
-            text = f"it may have taken effect, so it is not sent again ({reason})"
-            self._fail(call, unavailable(text, may_have_happened=True))
-            return
-        self._count(reason)
-        if uncertain:
-            call.mark()
-        delay = min(0.02 * 1.6**call.attempts, 0.4) * random.uniform(0.5, 1.0)
-        call.attempts += 1
-        if self.closed or self.loop.time() + delay > call.deadline:
-            self._fail(call, unavailable(f"the cluster did not take it in time ({reason})"))
-            return
-        log.debug("%s again: %s", call.function.decode(), reason)
-        self.refresh()
-        self.later(delay, self._resend, call)
-
-    def _resend(self, call: Call) -> None:
-        if not call.done:
-            self._dispatch(call)
 
     # ------------------------------------------------------------------------------------------ connections
 
@@ -321,24 +338,24 @@ class Link:
         except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as refused:
             error = refused
         with self.guard:
-            calls = self._parked.pop(address, [])
+            calls = self.parked.pop(address, [])
             if node is not None and node.open:
                 self.nodes[address] = node
                 for call in calls:
                     node.send(call, self.soon)
             elif lacks_right(error):
                 for call in calls:
-                    self._fail(call, missing_right(address, error, self.options))
+                    self.fail(call, missing_right(address, error, self.options))
             else:
                 self.refresh()
                 why = f"{address} can't be reached: {str(error) or type(error).__name__}"
                 for call in calls:
-                    self._again(call, why if call.attempts > 3 else "not reached")
+                    self._order.again(call, why if call.attempts > 3 else "not reached")
             self.turned()
 
     async def connect(self, address: Address) -> Node:
         """Open a command connection to a node and sign in."""
-        node = Node(address, replicas=self.options.copies, turn=self._answered, lost=self._lost)
+        node = Node(address, self._order, replicas=self.options.copies, turn=self._answered, lost=self._lost)
         try:
             await asyncio.wait_for(
                 self.loop.create_connection(lambda: node, address.host, address.port, ssl=self.options.ssl),
@@ -383,11 +400,13 @@ class Link:
             for call in sent:
                 if call.partition < 0:
                     call.finish(error=Lost(f"{node.address} ended the connection"))
-                elif not call.done:
-                    self._again(call, "connection lost", uncertain=True)
+                elif call.done:
+                    self._done(call)
+                else:
+                    self._order.again(call, "connection lost", uncertain=True)
             for call in unsent:
                 if not call.done:
-                    self._again(call, "connection lost")
+                    self._order.again(call, "connection lost")
             if not self.closed:
                 self.refresh()
             self.turned()
@@ -398,16 +417,16 @@ class Link:
         """Learn anew who has which partition; one refresh at a time."""
         self._watch.refresh()
 
+    def check(self, now: float) -> None:
+        """Fail the calls that waited too long until they may be sent."""
+        self._order.check(now)
+
     def late(self, node: Node, now: float) -> None:
         """Fail the calls that a node did not answer in time."""
         for calls, sent in zip(node.overdue(now), (True, False)):
             for call in calls:
-                self._fail(call, unavailable(f"{node.address} did not answer in time", call.changes and sent))
+                self.fail(call, unavailable(f"{node.address} did not answer in time", call.changes and sent))
 
-    def loaded(self, address: Address, calls: List[Call], error: str) -> None:
+    def loaded(self, partitions: Iterable[int], error: str) -> None:
         """Send calls again that missed the library; `error` is why it can't be loaded."""
-        for call in calls:
-            if error:
-                self._again(call, f"the library can't be loaded: {error}")
-            else:
-                self._send_to(address, call)
+        self._order.loaded(partitions, error)

@@ -14,6 +14,7 @@ import hiredis
 
 from synap.cluster.calls import Call, pack
 from synap.cluster.options import Address
+from synap.cluster.order import Order
 from synap.cluster.running import in_task
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
@@ -47,6 +48,7 @@ class Node(asyncio.Protocol):
     def __init__(
         self,
         address: Address,
+        order: Order,
         *,
         replicas: int,
         turn: Callable[[Node, List[Tuple[Call, Any]]], None],
@@ -65,6 +67,7 @@ class Node(asyncio.Protocol):
         """When the node last sent something, or was sent something while it owed no answer."""
         self.waiting: Deque[Tuple[Optional[Call], Optional[_Commit]]] = deque()
         """What the next answers are for: a call, a commit's WAIT (no call), or nothing (neither)."""
+        self._order = order
         self._replicas = replicas
         self._wait = pack(("WAIT", str(replicas), "1000")) if replicas else b""
         self._committing = False
@@ -91,6 +94,10 @@ class Node(asyncio.Protocol):
         if not self._out or not self.open or self._transport is None or self._committing:
             return
         calls, self._out = self._out, []
+        if self._order.backlogs:
+            calls = self._order.admit(calls)
+            if not calls:
+                return
         commit: Optional[_Commit] = [] if self._wait and any(map(_is_kept, calls)) else None
         pieces: List[bytes] = []
         waiting = self.waiting

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from contextlib import nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import hiredis
 
@@ -63,14 +64,17 @@ async def _converse(address: Address, options: EngineOptions, commands: Tuple[Tu
 class Topology:
     """`owners[p]` is the address of the primary that has partition p, None where no node has it."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, guard: Optional[ContextManager[Any]] = None) -> None:
         self.options = options
+        self.guard: ContextManager[Any] = nullcontext() if guard is None else guard
         self.known: List[Address] = list(options.seeds)
         """Nodes to ask, the seeds last."""
         self.owners: List[Optional[Address]] = []
         self.shards: List[Shard] = []
         self.learned = 0.0
         """When, by the event loop's clock, the owners were learned."""
+        self.moved: Callable[[List[Optional[Address]], List[Optional[Address]]], None] = lambda before, after: None
+        """Called, under the guard, when other owners have taken the place of those that were known."""
 
     async def learn(self, places: Places, silent: Iterable[Address], last: float = ANSWER) -> bool:
         """Ask a node who has which slots; returns whether an owner changed. Raises `SERVICE_UNAVAILABLE`, or
@@ -110,7 +114,10 @@ class Topology:
                 slots[partition] = shard.primary
         owners = [slots.get(partition) for partition in range(places.count)]
         changed = owners != self.owners
-        self.owners = owners
+        with self.guard:
+            before, self.owners = self.owners, owners
+            if changed:
+                self.moved(before, owners)
         self.shards = shards
         self.known = list(dict.fromkeys(node for shard in shards for node in (shard.primary, *shard.replicas)))
         self.learned = asyncio.get_running_loop().time()

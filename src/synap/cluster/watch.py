@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Dict, List, Optional
+from typing import TYPE_CHECKING, Dict, Optional, Set
 
 import hiredis
 
-from synap.cluster.calls import Call
 from synap.cluster.node import Node
 from synap.cluster.options import Address
 from synap.cluster.topology import converse
@@ -114,6 +113,7 @@ class Watch:
                 if self._silent(node):
                     self.refresh()
                     link.late(node, now)
+            link.check(now)
             link.turned()
 
 
@@ -122,15 +122,15 @@ class Loader:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._waiting: Dict[Address, List[Call]] = {}
+        self._waiting: Dict[Address, Set[int]] = {}
 
-    def load(self, address: Address, call: Call) -> None:
-        """Load the library at a node, and have the link send the calls again that missed it."""
+    def load(self, address: Address, partition: int) -> None:
+        """Load the library at a node, and have the link send the partition's calls again that missed it."""
         waiting = self._waiting.get(address)
         if waiting is not None:
-            waiting.append(call)
+            waiting.add(partition)
             return
-        self._waiting[address] = [call]
+        self._waiting[address] = {partition}
         self._link.soon(lambda: self._link.spawn(self._load(address)))
 
     async def _load(self, address: Address) -> None:
@@ -140,5 +140,5 @@ class Loader:
         except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as refused:
             error = str(refused)
         with link.guard:
-            link.loaded(address, self._waiting.pop(address, []), error)
+            link.loaded(self._waiting.pop(address, set()), error)
             link.turned()
