@@ -144,7 +144,10 @@ async def test_calls_to_a_new_node_come_after_those_that_its_predecessor_has(sce
     node.owner = other.owner = other.address
     scene.link.refresh()
     await until(lambda: scene.link.topology.owners == [other.address])
+    connection = scene.link.nodes[other.address] = await scene.link.connect(other.address)
     scene.store(4)
+    connection.flush()
+    await connection.ask("PING")  # what was sent before has come there, too
     node.script = lambda command: moved(other)
     node.answer(8)
     await scene.all()

@@ -6,6 +6,7 @@ from tests.seeded.seed import Seed
 
 PIPELINE = "tests/conformance/test_pipeline.py -k memory-json-async"
 PLACES = "tests/cluster/test_places.py"
+ORDER = "tests/cluster/test_order.py -k 'not restart'"
 
 SEEDS = (
     Seed(
@@ -120,5 +121,35 @@ SEEDS = (
         " then call('PEXPIRE', memory, MEMORY + RENEWAL, 'NX') end",
         " then end",
         "tests/cluster/test_answer_memory.py -k 'remembered or forgotten'",
+    ),
+    Seed(
+        "a call that comes back goes to the end of its backlog",
+        "cluster/order.py",
+        "insort(backlog.calls, call)",
+        "backlog.calls.append(call)",
+        ORDER,
+    ),
+    Seed(
+        "the backlog leaves while calls are under way",
+        "cluster/order.py",
+        " or self.under_way[partition] > len(calls):",
+        ":",
+        ORDER,
+    ),
+    Seed("the whole backlog is sent to find out", "cluster/order.py", "if not backlog.together:", "if False:", ORDER),
+    Seed("what waits for a commit overtakes", "cluster/node.py", "if self._order.backlogs:", "if False:", ORDER),
+    Seed(
+        "a partition's new node is sent calls at once",
+        "cluster/order.py",
+        "if old != new and self.under_way[partition] and",
+        "if False and",
+        ORDER,
+    ),
+    Seed(
+        "a connection that ended while it was made is taken",
+        "cluster/link.py",
+        "if node.gone:",
+        "if False:",
+        "tests/cluster/test_lost_while_opened.py",
     ),
 )
