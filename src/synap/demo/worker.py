@@ -8,12 +8,11 @@ files, not events.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 from typing import Any, Dict
 
-from synap import AsyncSynapClient, ConnectionError, MessageNotFoundError
+from synap import AsyncSynapClient, ConnectionError, MessageNotFoundError, SynapError
 from synap.demo import library, names
 from synap.demo.processes import lifeline
 
@@ -32,8 +31,12 @@ async def work(client: AsyncSynapClient, name: str, hangs_from: float) -> None:
             await asyncio.get_running_loop().create_future()
         digest = library.digest(path)
         await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
-        with contextlib.suppress(ConnectionError):  # at most once: it may or may not have been delivered
+        try:
             await client.pubsub.publish(names.topic(task["class"]), {"path": path, "sha256": digest})
+        except SynapError as error:
+            if not error.may_have_happened and not isinstance(error, ConnectionError):
+                raise
+            # At most once: it may or may not have been delivered.
         await client.stream.publish(names.ROOM, names.HASHED, note)
         try:
             await client.queue.ack(names.QUEUE, message.message_id)
