@@ -224,6 +224,7 @@ def test_back_to_the_newest_follows_again(look: Look, server: ThrowawayServer, c
     page.get_by_role("button", name="Jump").click()
     expect(grid.get_by_text("50", exact=True).first).to_be_visible()
     page.get_by_role("button", name="Back to the newest").click()
+    expect(page.get_by_text("200 events, live")).to_be_visible()  # those from 50 on are 250
     expect(grid.get_by_text("299", exact=True).first).to_be_visible()
     page.get_by_role("button", name="Pause").click()
     grid.evaluate("(grid) => grid.scrollTo(0, 0)")
