@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
+from time import monotonic, sleep
 from typing import List
 
 from synap import SynapClient, SynapError
@@ -51,8 +51,14 @@ def test_a_subscription_and_calls_that_lose_each_connection_end_each_others_paus
         with SynapClient(service.url, retry_delay=3600.0, retry_max_delay=3600.0, timeout=9000.0) as client:
             client.pubsub.subscribe(["t"], lambda topic, message: None)
             pauses = client._calls.pauses
-            while not pauses._homes:
-                time.sleep(0.001)
+
+            def wait_until(paused: int, peers: int = 0) -> None:
+                end = monotonic() + PATIENCE
+                while len(pauses._homes) < paused or len(service.peers) < peers:
+                    assert monotonic() < end
+                    sleep(0.001)
+
+            wait_until(paused=1)
             codes: List[str] = []
 
             def call() -> None:
@@ -64,10 +70,8 @@ def test_a_subscription_and_calls_that_lose_each_connection_end_each_others_paus
             calling = [threading.Thread(target=call) for _ in range(2)]
             for pausing, thread in enumerate(calling, 2):
                 thread.start()
-                while len(pauses._homes) < pausing:
-                    time.sleep(0.001)
-            while len(pauses._homes) < 3 or len(service.peers) < 5:
-                time.sleep(0.001)
+                wait_until(pausing)
+            wait_until(paused=3, peers=5)
         for thread in calling:
             thread.join(PATIENCE)
         assert codes == ["CONNECTION_LOST"] * 2

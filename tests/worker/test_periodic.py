@@ -8,7 +8,7 @@ from typing import Any, List
 
 import pytest
 
-from synap import AsyncSynapClient, SynapError
+from synap import AsyncSynapClient, PermissionDeniedError, SynapError
 from synap.errors import ConnectionError
 from synap.testing import TestClock
 from synap.worker import Message, Worker
@@ -199,6 +199,30 @@ async def test_a_changed_schedule_holds_although_a_process_of_the_former_renews_
         count = len(fired)
         await until(lambda: len(fired) > count)
     assert set(fired[count:]) == {"new"}
+
+
+async def test_a_key_that_may_not_read_is_enough_for_a_job(
+    synap_memory: AsyncSynapClient, synap_clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = synap_memory._calls.call
+
+    async def writes_only(command: Any, *arguments: Any, **options: Any) -> Any:
+        if command.name in ("kv.get", "queue.peek"):
+            raise PermissionDeniedError("FORBIDDEN", "this key may not read")
+        return await call(command, *arguments, **options)
+
+    monkeypatch.setattr(synap_memory.kv, "_call", writes_only)
+    monkeypatch.setattr(synap_memory.queue, "_call", writes_only)
+    fired: List[str] = []
+    old, new = (Worker(synap_memory, clock=synap_clock) for _ in range(2))
+    old.every("1h", name="job")(lambda: fired.append("old"))
+    new.every("10s", name="job")(lambda: fired.append("new"))
+    for worker in (old, new, new):
+        await worker.run_once()
+    assert (await synap_memory.queue.stats("periodic:job")).delayed == 1
+    synap_clock.advance(10)
+    await new.run_once()
+    assert fired == ["new"]
 
 
 async def _waits(client: AsyncSynapClient, name: str) -> bool:
