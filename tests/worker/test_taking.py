@@ -33,6 +33,43 @@ async def test_long_handlers_lease_only_what_they_work_on(client: AsyncSynapClie
     assert max(pending) <= 4, pending  # two at work, and two whose acknowledgement is on its way
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_with_one_free_place_one_request_acknowledges_and_takes_the_next(
+    client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    """Of long handlers too, of which nothing is leased ahead."""
+    worker = Worker(client, concurrency=concurrency)
+    monkeypatch.setattr(Pace, "reserve", lambda pace: 0)
+    call = client._calls.call
+    sent: List[str] = []
+    handled: List[int] = []
+
+    async def note(command: Any, payload: Any, *arguments: Any, **options: Any) -> Any:
+        if command.name in ("batch", "queue.consume", "queue.consume_many"):
+            sent.append(command.name if command.name != "queue.consume" or payload.ack else "queue.consume alone")
+        return await call(command, payload, *arguments, **options)
+
+    monkeypatch.setattr(client._calls, "call", note)
+    monkeypatch.setattr(client.queue, "_call", note)
+    begun: List[int] = []
+    turn = asyncio.Lock()
+
+    @worker.handles(name)
+    async def work(value: int) -> None:
+        begun.append(value)
+        async with turn:  # one ends at a time, when all places are taken
+            await until(lambda: len(begun) == min(12, len(handled) + concurrency))
+            handled.append(value)
+
+    for n in range(12):
+        await client.queue.publish(name, n)
+    async with running(worker):
+        await until(lambda: len(handled) == 12)
+    assert sorted(handled) == list(range(12))
+    taken = 12 - concurrency
+    assert sent[: 1 + taken] == ["queue.consume_many"] + ["queue.consume"] * taken
+
+
 async def test_short_handlers_are_leased_ahead_and_nothing_runs_out_before_its_turn(
     client: AsyncSynapClient, name: str
 ) -> None:
@@ -185,7 +222,7 @@ async def test_what_an_acknowledgement_brings_after_a_second_stop_is_given_back(
     client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(client, concurrency=1)
-    monkeypatch.setattr(Pace, "took", lambda pace, queue, seconds: pace._averages.update({queue: 0.06}))
+    monkeypatch.setattr(Pace, "took", lambda pace, queue, seconds: pace._averages.update({queue: 1.0}))
     call, taken, go_on = client._calls.call, asyncio.Event(), asyncio.Event()
 
     async def call_late(command: Any, payload: Any, *arguments: Any, **options: Any) -> Any:

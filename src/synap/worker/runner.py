@@ -228,7 +228,7 @@ class Runner:
         """Lease messages whenever handlers are free."""
         attempt = 0
         while not self._stopping.is_set():
-            want = 0 if self._taking else self._wanted()
+            want = 0 if self._taking or self._settler.about_to_send else self._wanted()  # that may take one with it
             if want <= 0:
                 self._room.clear()
                 await self._room.wait()
@@ -304,7 +304,7 @@ class Runner:
             message = self._prefetched.popleft()
             if self._leases.is_over(message):
                 continue
-            task = asyncio.get_running_loop().create_task(self._handle(message))
+            task = asyncio.get_running_loop().create_task(self._work(message))
             self._active[task] = message, monotonic()
             task.add_done_callback(self._ended)
 
@@ -314,12 +314,18 @@ class Runner:
         self._room.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._active[task]
+        self._active.pop(task, None)  # there still if it was cancelled before it began
         self._next()
         if not task.cancelled() and task.exception() is not None:
             log.error("a message could not be handled", exc_info=task.exception())
 
     # ------------------------------------------------------------------------------------------ one message
+
+    async def _work(self, message: Message) -> None:
+        try:
+            await self._handle(message)
+        finally:  # before its acknowledgement is sent, so that the same request may take a message for the free place
+            self._active.pop(asyncio.current_task(), None)  # type: ignore[arg-type] # there is one
 
     async def _handle(self, message: Message) -> None:
         handler = self._handlers[message.queue]

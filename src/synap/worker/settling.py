@@ -67,6 +67,11 @@ class Settler:
         """Requests that are not answered yet."""
         return len(self._tasks) + self._flushes
 
+    @property
+    def about_to_send(self) -> bool:
+        """Whether settlements leave in a moment, when `wants_one` may be asked."""
+        return self._flushes
+
     # ------------------------------------------------------------------------------------------ settling
 
     def ack(self, message: Message, done: Done) -> None:
