@@ -73,10 +73,11 @@ _looked_away_for: List[Path] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before the fixtures of a file's first test: what earlier files left (modules, servers) stays for long."""
+    """Before a test, look away from what earlier ones left, which stays for long: results, shared servers, modules."""
     if _looked_away_for != [item.path]:
         _looked_away_for[:] = [item.path]
-        look_away()
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
