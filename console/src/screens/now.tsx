@@ -35,7 +35,7 @@ export function problems(): Problem[] {
   if (!now) return found;
   const { health } = now;
   if (health.status === "degraded")
-    found.push({ key: "degraded", tone: "bad", what: `Writes are refused: ${health.reason ?? "the log can't write"}`, remedy: "Reads still work. Free space on the disk or repair it; the service retries automatically and accepts writes once the log works.", href: link("server") });
+    found.push({ key: "degraded", tone: "bad", what: `Writes are refused: ${health.reason ?? "the log can't write"}`, remedy: health.engine === "cluster" ? "The service's log names the nodes. It looks at them every two seconds and goes on by itself once they serve." : "Reads still work. Free space on the disk or repair it; the service retries automatically and accepts writes once the log works.", href: link("server") });
   if (health.status === "draining") found.push({ key: "draining", tone: "warn", what: "The service is stopping.", remedy: "Requests in flight are answered, new ones are refused. Clients reconnect automatically when it is started again." });
   if (now.memory_limit && now.memory > 0.85 * now.memory_limit)
     found.push({ key: "memory", tone: now.memory > 0.95 * now.memory_limit ? "bad" : "warn", what: `The data takes ${bytes(now.memory)} of ${bytes(now.memory_limit)} memory.`, remedy: "Past the limit writes are refused (MEMORY_LIMIT). Consume or purge queues, let keys expire, or start the service with a larger --memory-limit.", href: link("server") });

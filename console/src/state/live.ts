@@ -49,7 +49,7 @@ export interface Totals {
   subscriptions: number;
   waiting: number;
   answer_ms: { p50: number; p99: number; max: number } | null;
-  health: { status: string; reason?: string; durable: boolean; uptime_secs: number; version: string };
+  health: { status: string; reason?: string; durable: boolean; engine?: string; uptime_secs: number; version: string };
   log?: Record<string, number | null>;
   disk?: { free: number; size: number } | null;
   cluster?: unknown;

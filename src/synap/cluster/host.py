@@ -20,6 +20,7 @@ from synap.cluster import checks
 from synap.cluster.batches import Item, Recorder, run_atomic, run_each
 from synap.cluster.calls import Refused
 from synap.cluster.channels import PING_EVERY, Channels
+from synap.cluster.condition import LOOK_EVERY, Condition
 from synap.cluster.facilities import Facilities, explain
 from synap.cluster.figures import Collector
 from synap.cluster.link import Link
@@ -134,6 +135,8 @@ class ClusterHost(Host):
         self._every(RENEW_EVERY, self._renew)
         self._every(FORGET_EVERY, self.memory.age)
         self._every(1.0, self.sweeper.sweep)
+        if not self.direct:
+            self._every(LOOK_EVERY, Condition(link, self._judged).look)
 
     async def close(self) -> None:
         """Withdraw what is registered for this gateway, and end all connections."""
@@ -163,6 +166,9 @@ class ClusterHost(Host):
                 what()
 
         self.link.later(seconds, again)
+
+    def _judged(self, trouble: Optional[SynapError], partial: bool) -> None:
+        self.unavailable, self.partial = trouble, partial
 
     def _renew(self) -> None:
         self.facilities.rooms.look_again()

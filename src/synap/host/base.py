@@ -171,6 +171,8 @@ class Host:
         self.started = clock()
         self.unavailable: Optional[SynapError] = None
         """Why writes are refused, while they are."""
+        self.partial = False
+        """Whether, while they are, it is those of some of the data only: another service would take no more of them."""
         self.touched: List[Session] = []
         """Sessions with output in this turn. They add themselves."""
         self.requests: List[int] = [0] * 128

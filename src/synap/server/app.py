@@ -222,8 +222,8 @@ class App:
 
     async def _health(self, exchange: Exchange) -> None:
         figures = self.service.health(admin=not self.service.keys.on)
-        status = 200 if figures["status"] == "ok" else 503
-        await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json", _NOT_KEPT)
+        serves = figures["status"] == "ok" or (figures["status"] == "degraded" and self.service.host.partial)
+        await exchange.send_whole(json.dumps(figures).encode(), 200 if serves else 503, b"application/json", _NOT_KEPT)
 
     async def _metrics(self, exchange: Exchange) -> None:
         principal = exchange.admit()
