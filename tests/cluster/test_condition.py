@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from typing import Any, Callable, Dict, List, Tuple
-
-import pytest
 
 from synap import SynapClient, SynapError
 from synap.cluster.condition import Condition
@@ -46,6 +46,17 @@ def test_nodes_that_are_gone_are_told_and_that_they_are_back(serve: Serve) -> No
         with SynapClient(gateway.url, retries=0) as client:
             outcomes = [_outcome(client, f"key-{n}") for n in range(20)]
         assert set(outcomes) == {"", "SERVICE_UNAVAILABLE"}
+        report = subprocess.run(
+            [sys.executable, "-m", "synap", "cluster", "status", cluster.url, "--durability", "none"],
+            capture_output=True,
+            check=False,
+        )
+        shards = json.loads(report.stdout)
+        assert report.returncode == 1
+        assert [shard["primary"] for shard in shards["shards"]] == [
+            f"127.0.0.1:{node.port}" for node in cluster.nodes[1:]
+        ]
+        assert f"a primary can't be asked: 127.0.0.1:{cluster.nodes[0].port}" in shards["refusals"][0]
         for node in cluster.nodes[1:]:
             node.kill()
         wait_for(lambda: says(gateway, 503, "degraded"))

@@ -112,7 +112,7 @@ async def _examine(url: str, given: Dict[str, Any]) -> Any:
     from synap.cluster.checks import examine
 
     async with _link(url, given) as link:
-        return (link, *await examine(link))
+        return (link, *await examine(link, partly=True))
 
 
 async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:

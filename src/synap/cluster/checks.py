@@ -105,26 +105,29 @@ def _own_replicas(nodes: str) -> int:
     return sum(line[3] == me for line in lines)
 
 
-async def examine(link: Link) -> Tuple[List[NodeState], List[str], List[str]]:
+async def examine(link: Link, *, partly: bool = False) -> Tuple[List[NodeState], List[str], List[str]]:
     """Ask all nodes; returns what they report, why the cluster can't be used as asked, and warnings for its operators.
 
-    Replicas must be as primaries, since a failover makes them some. Raises `SynapError` where a primary can't be
-    asked.
+    Replicas must be as primaries, since a failover makes them some. A primary that can't be asked is among the reasons
+    if `partly`; else `SynapError` is raised.
     """
     primaries = link.topology.primaries
     replicas = dict.fromkeys(replica for shard in link.topology.shards for replica in shard.replicas)
     asked = [*(inspect_node(link, node) for node in primaries), *(inspect_node(link, node, 2.0) for node in replicas)]
     states: List[NodeState] = []
+    silent: List[str] = []
     unknown: List[str] = []
     for address, found in zip((*primaries, *replicas), await asyncio.gather(*asked, return_exceptions=True)):
         if isinstance(found, NodeState):
             states.append(found)
         elif isinstance(found, SynapError) and address not in primaries:
             unknown.append(f"a replica can't be asked what it would be like as a primary: {found.message}")
+        elif isinstance(found, SynapError) and partly:
+            silent.append(f"a primary can't be asked: {found.message}")
         else:
             raise found
     refusals, warnings = _judge(link, states)
-    return states, refusals, warnings + unknown
+    return states, silent + refusals, warnings + unknown
 
 
 def _judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:

@@ -66,9 +66,9 @@ class Condition:
             info, answer = await converse(address, link.options, ("INFO", "replication"), ("EXISTS", key))
         except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as error:
             return unanswered(address, error)
-        for error in (info, answer):
-            if isinstance(error, Exception) and not str(error).startswith(_ELSEWHERE):
-                return f"{address} answers {str(error)!r}"
+        for given in (info, answer):
+            if isinstance(given, Exception) and not str(given).startswith(_ELSEWHERE):
+                return f"{address} answers {str(given)!r}"
         replicas = info.count(b"state=online") if isinstance(info, bytes) else 0
         if replicas < link.options.copies:
             return f"{address} has {replicas} of the {link.options.copies} replicas that must confirm a write"
