@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import GeneratorType
 from typing import Any, Callable, Iterator, List
@@ -268,3 +269,105 @@ def test_a_caller_who_left_before_its_turn_gets_none(host: EngineHost) -> None:
     assert (len(first.told), caller.told) == (1, [])
     assert not caller.subscriptions
     assert len(host.engine.topics.subscriptions) == 1
+
+
+# ------------------------------------------------------------------------------------------- publishing
+
+COSTLY = [f"#.{number:011b}".replace("0", ".a").replace("1", ".*").replace("..", ".") + ".b" for number in range(2_000)]
+A_TOPIC = ".".join("a" * 100)
+B_TOPIC = f"{A_TOPIC}.b"
+
+
+def publish(world: World, topic: str, client: Client) -> Any:
+    return world.engine.execute(c.PubSubPublish(topic, X), world.now, client)
+
+
+@pytest.mark.parametrize(("topic", "copies"), [(A_TOPIC, 0), (B_TOPIC, 1)])
+def test_a_topic_that_reaches_many_nodes_is_published_in_steps(world: World, topic: str, copies: int) -> None:
+    listening, publisher = Client(), Client()
+    world(c.PubSubSubscribe(COSTLY), listening)
+    steps = publish(world, topic, publisher)
+    assert isinstance(steps, GeneratorType)
+    for _ in range(3):
+        next(steps)
+        assert not listening.pushed
+    assert run(steps).subscribers_matched == len(listening.pushed) == copies
+
+
+def test_who_is_there_all_the_while_gets_it_and_who_has_left_does_not(world: World) -> None:
+    stays, leaves, comes = Client(), Client(), Client()
+    world(c.PubSubSubscribe([*COSTLY, "a.#"]), stays)
+    there = [world(c.PubSubSubscribe(patterns), leaves) for patterns in ([*COSTLY, "#.b"], ["#"], [B_TOPIC])]
+    steps = publish(world, B_TOPIC, stays)
+    next(steps)
+    for subscription in there:
+        world(c.PubSubUnsubscribe(subscription.subscription_id), leaves)
+    world(c.PubSubSubscribe(COSTLY), comes)
+    answer = run(steps)
+    assert (len(stays.pushed), leaves.pushed) == (1, [])
+    assert answer.subscribers_matched == 1 + len(comes.pushed)
+
+
+def test_many_who_match_by_many_patterns_are_put_together_in_steps(world: World) -> None:
+    clients = [Client() for _ in range(20)]
+    for client in clients:
+        world(c.PubSubSubscribe([f"a.{'.'.join(words)}" for words in itertools.product("a*", repeat=6)]), client)
+    steps = publish(world, "a.a.a.a.a.a.a", Client())
+    assert isinstance(steps, GeneratorType)
+    assert sum(1 for _ in steps) >= 64 * 20 // (2 * STEP)
+    assert [len(client.pushed) for client in clients] == [1] * 20
+
+
+def test_an_atomic_batch_goes_over_so_many_nodes_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    listening, publisher = Client(), Client()
+    world(c.PubSubSubscribe(COSTLY), listening)
+    batch = [c.PubSubPublish(B_TOPIC, X), c.PubSubPublish(B_TOPIC, X)]
+    done = world.engine.execute_atomic(batch, world.now, publisher)
+    assert [outcome.status for outcome in done.results] == ["success"] * 2
+    assert len(listening.pushed) == 2
+    monkeypatch.setattr("synap.engine.engine.MOST_STEPS", 10)
+    refused = world.engine.execute_atomic(batch, world.now, publisher)
+    assert refused.results[0].error is not None
+    assert refused.results[0].error.code == "PAYLOAD_TOO_LARGE"
+    assert len(listening.pushed) == 2
+
+
+def test_others_are_served_while_a_topic_is_looked_for(host: EngineHost) -> None:
+    caller, other = Caller(host), Caller(host)
+    host.execute(caller, 1, COMMANDS["pubsub.subscribe"], json.dumps({"topics": COSTLY}).encode())
+    all_of_it()
+    host.execute(other, 1, COMMANDS["pubsub.publish"], json.dumps({"topic": B_TOPIC, "message": 1}).encode())
+    host.end_turn()
+    assert host.working_for(other)
+    host.execute(caller, 2, COMMANDS["kv.exists"], b'{"key":"k"}')
+    host.end_turn()
+    assert (len(caller.told), other.told) == (2, [])
+    all_of_it()
+    assert other.told[0].subscribers_matched == 1
+    assert caller.told[2].topic == B_TOPIC
+
+
+class Limited:
+    """A permit that shows lists of names only, as the server's do."""
+
+    readable = ()
+
+    def check(self, command: c.Command, payload: Any) -> None:
+        pass
+
+    def show(self, answer: Any) -> Steps:
+        raise AssertionError(answer)
+        yield
+
+    visible = show
+
+
+def test_an_answer_without_names_is_not_looked_through_for_them(host: EngineHost) -> None:
+    caller, other = Caller(host), Caller(host)
+    host.execute(caller, 1, COMMANDS["pubsub.subscribe"], json.dumps({"topics": COSTLY}).encode())
+    all_of_it()
+    permit: Any = Limited()
+    other.permit = permit
+    host.execute(other, 1, COMMANDS["pubsub.publish"], json.dumps({"topic": B_TOPIC, "message": 1}).encode())
+    all_of_it()
+    assert other.told[0].subscribers_matched == 1

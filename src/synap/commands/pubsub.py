@@ -81,7 +81,7 @@ PUBSUB_PUBLISH = Command(
     PubSubPublish,
     TopicPublishAnswer,
     "Deliver a message to the current subscribers.",
-    Flag.EFFECT,
+    Flag.EFFECT | Flag.SHARING,
     result=results.PublishResult,
 )
 PUBSUB_SUBSCRIBE = Command(

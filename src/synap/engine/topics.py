@@ -106,20 +106,27 @@ class Topics:
 
     # ------------------------------------------------------------------------------------------ commands
 
-    def publish(self, p: c.PubSubPublish, now: float) -> c.TopicPublishAnswer:
+    def publish(self, p: c.PubSubPublish, now: float) -> Union[c.TopicPublishAnswer, Steps]:
+        """Push a message to subscribers. Where finding them takes long it is done in steps, and then all get it."""
         topic = p.topic
         check_topic(topic)
         if "*" in topic or "#" in topic:
             raise no_wildcards(topic)
+        listeners = self._listeners(topic)
+        if isinstance(listeners, dict):
+            return self._publish(p, now, self._there(listeners) if self.partial else list(listeners.values()))
+        return self._publish_later(p, now, listeners)
+
+    def _publish(self, p: c.PubSubPublish, now: float, to: List[TopicSubscription]) -> c.TopicPublishAnswer:
         self.number += 1
         message_id = f"{self.prefix}{self.number:x}"
-        listeners = self._listeners(topic)
-        if self.partial:
-            listeners = {id: one for id, one in listeners.items() if id in self.subscriptions}
         value: bytes = p.message
-        item = c.TopicMessage(topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
-        self.effects.do(self._push, list(listeners.values()), item, to=len(listeners))
-        return c.TopicPublishAnswer(message_id, topic, len(listeners))
+        item = c.TopicMessage(p.topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
+        self.effects.do(self._push, to, item, to=len(to))
+        return c.TopicPublishAnswer(message_id, p.topic, len(to))
+
+    def _publish_later(self, p: c.PubSubPublish, now: float, finding: Steps) -> Steps:
+        return self._publish(p, now, self._there((yield from finding)))
 
     def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> Union[c.SubscribedToTopics, Steps]:
         """Subscribe to patterns, many of them in steps: the subscription begins as a whole, with the answer."""
@@ -192,24 +199,36 @@ class Topics:
 
     # ------------------------------------------------------------------------------------------ subscribers
 
-    def _listeners(self, topic: str) -> Listeners:
+    def _listeners(self, topic: str) -> Union[Listeners, Steps]:
+        """Find who is subscribed to a topic, in steps where there are many, or many patterns to look at.
+
+        Between steps some may end, and others begin.
+        """
+        found = self.trie.search(topic)
+        if not isinstance(found, list):
+            return self._found(topic, found)
         exact = self.patterns.get(topic)
-        found = self.trie.match(topic)
         if exact is not None:
             found.append(exact)
         if len(found) == 1:
             return found[0]
-        merged: Listeners = {}
-        for listeners in found:
-            merged.update(listeners)
-        return merged
+        return at_once(_merged(found), sum(map(len, found)))
+
+    def _found(self, topic: str, finding: Steps) -> Steps:
+        found = yield from finding
+        return (yield from _merged([*found, self.patterns.get(topic, {})]))
+
+    def _there(self, listeners: Listeners) -> List[TopicSubscription]:
+        """Leave out those that are about to begin, or have ended."""
+        return [one for id, one in listeners.items() if id in self.subscriptions]
 
     def deliver(self, topic: str, item: c.TopicMessage) -> List[int]:
-        """Push a message that was published elsewhere to the subscribers of its topic here.
+        """Push a message that was published elsewhere to the subscribers of its topic here, in order with the others.
 
         Returns the subscriptions that it ended, since their callers are too slow.
         """
-        return self._push(list(self._listeners(topic).values()), item)
+        listeners = self._listeners(topic)
+        return self._push(list((listeners if isinstance(listeners, dict) else run(listeners)).values()), item)
 
     def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> List[int]:
         self.published += 1
@@ -251,6 +270,18 @@ class Topics:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self.trie.remove(pattern)
+
+
+def _merged(found: List[Listeners]) -> Steps:
+    merged: Listeners = {}
+    count = 0
+    for listeners in found:
+        merged.update(listeners)
+        count += len(listeners)
+        if count > STEP:
+            count = 0
+            yield
+    return merged
 
 
 def _listed(steps: Steps) -> Steps:

@@ -1,18 +1,16 @@
 """A trie of topic patterns.
 
 A pattern is words between dots; a word that is `*` stands for exactly one word, one that is `#` for any number, none
-included. Matching walks the trie with the set of nodes that the words so far can reach (as an NFA). In the trie each
-run of wildcards with a `#` is `*`s and then one `#`, which matches the same: otherwise a few thousand patterns of many
-`#` would have hundreds of thousands of nodes that any topic reaches.
-
-What a `#` has reached stays reached, so the trie ends behind a pattern's second `#`: with ten thousand patterns of
-sixty, one topic took fifteen seconds. What is left is looked for in the topic's text, each part between two `#` as
-early as possible, which leaves most to those after it.
+included. Matching walks the trie depth first. To each node it takes the places in the topic that its words can reach,
+as one number: bit n is set where they match the first n words. So a node is visited once at most, however many ways
+lead to it.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Generic, List, Optional, Sequence, Tuple, TypeVar
+from typing import Dict, Generic, List, Optional, Tuple, TypeVar, Union
+
+from synap.engine.callers import STEP, Steps, run
 
 T = TypeVar("T")
 
@@ -22,106 +20,15 @@ def is_wild(pattern: str) -> bool:
     return "*" in pattern or "#" in pattern
 
 
-def _steps(pattern: str) -> List[str]:
-    """Split a pattern in words, each run of wildcards in its shortest form."""
-    words: List[str] = []
-    any_number = False
-    for word in pattern.split("."):
-        if word == "#":
-            any_number = True
-        else:
-            if any_number and word != "*":
-                words.append("#")
-                any_number = False
-            words.append(word)
-    if any_number:
-        words.append("#")
-    return words
-
-
-def _cut(pattern: str) -> Tuple[List[str], List[str]]:
-    """Split a pattern in the words that are nodes of the trie, and those behind its second `#`."""
-    words = _steps(pattern)
-    if words.count("#") < 2:
-        return words, []
-    end = words.index("#", words.index("#") + 1) + 1
-    return words[:end], words[end:]
-
-
-class _Rest(Generic[T]):
-    """What is left of patterns behind their second `#`, as it is found in a topic's text with a dot at both ends."""
-
-    __slots__ = ("_ends", "_parts", "values")
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.values: Dict[str, T] = {}
-        """By pattern."""
-        self._ends = words[-1] != "#"
-        """Whether the last part is the topic's end."""
-        parts: List[List[Tuple[int, str]]] = [[]]
-        """Of each part: how many `*`, and the words behind them."""
-        stars, run = 0, "."
-        for word in [*words, "#"] if self._ends else words:
-            if word not in ("*", "#"):
-                run += f"{word}."
-                continue
-            if run != "." or (word == "#" and stars):
-                parts[-1].append((stars, run))
-                stars, run = 0, "."
-            stars += word == "*"
-            if word == "#":
-                parts.append([])
-        self._parts = [(part[0][1], part[1:]) for part in parts if part]
-
-    def fits(self, text: str, at: int) -> bool:
-        """Return whether a topic has the parts in this order, from the dot at `at` on."""
-        last = len(self._parts) - 1 if self._ends else -1
-        for number, (head, more) in enumerate(self._parts):
-            at = text.find(head, at)
-            if more or number == last:
-                while at >= 0:
-                    end = _end(text, at + len(head) - 1, more)
-                    if end >= 0 and (number != last or end == len(text) - 1):
-                        break
-                    at = text.find(head, at + 1)
-                else:
-                    return False
-                at = end
-            elif at < 0:
-                return False
-            else:
-                at += len(head) - 1
-        return True
-
-
-def _end(text: str, at: int, more: Sequence[Tuple[int, str]]) -> int:
-    """Return the dot behind words that follow the one at `at`, each after as many others as it says; -1: they don't."""
-    for stars, run in more:
-        for _ in range(stars):
-            at = text.find(".", at + 1)
-            if at < 0:
-                return -1
-        if not text.startswith(run, at):
-            return -1
-        at += len(run) - 1
-    return at
-
-
 class _Node(Generic[T]):
-    __slots__ = ("any_number", "exact", "repeats", "rests", "seen", "single", "values")
+    __slots__ = ("any_number", "exact", "single", "value")
 
-    def __init__(self, repeats: bool = False) -> None:
+    def __init__(self) -> None:
         self.exact: Dict[str, _Node[T]] = {}
         self.single: Optional[_Node[T]] = None
         self.any_number: Optional[_Node[T]] = None
-        self.values: Optional[Dict[str, T]] = None
-        """By patterns that end here."""
-        self.rests: Optional[Dict[str, _Rest[T]]] = None
-        """What follows behind a second `#`."""
-        self.repeats = repeats
-        """Whether this node is reached by `#`, and so stays reached by any further word."""
-        self.seen = 0
-        """The last step of a walk that reached this node, where `repeats`; other nodes are reached one way only."""
+        self.value: Optional[T] = None
+        """Of the pattern that ends here."""
 
     def child(self, word: str) -> Optional[_Node[T]]:
         if word == "*":
@@ -131,7 +38,7 @@ class _Node(Generic[T]):
     def add(self, word: str) -> _Node[T]:
         child = self.child(word)
         if child is None:
-            child = _Node(word == "#")
+            child = _Node()
             if word == "*":
                 self.single = child
             elif word == "#":
@@ -150,111 +57,101 @@ class _Node(Generic[T]):
 
     @property
     def empty(self) -> bool:
-        return not (self.values or self.exact or self.single or self.any_number or self.rests)
+        return self.value is None and not (self.exact or self.single or self.any_number)
 
 
 class Trie(Generic[T]):
     """Patterns, and a value for each."""
 
-    __slots__ = ("root", "step")
+    __slots__ = ("root",)
 
     def __init__(self) -> None:
         self.root: _Node[T] = _Node()
-        self.step = 0
 
     def add(self, pattern: str, value: T) -> None:
         """Store `value` for a pattern."""
         node = self.root
-        words, rest = _cut(pattern)
-        for word in words:
+        for word in pattern.split("."):
             node = node.add(word)
-        if rest:
-            if node.rests is None:
-                node.rests = {}
-            text = ".".join(rest)
-            if text not in node.rests:
-                node.rests[text] = _Rest(rest)
-            node.rests[text].values[pattern] = value
-            return
-        if node.values is None:
-            node.values = {}
-        node.values[pattern] = value
+        node.value = value
 
     def remove(self, pattern: str) -> None:
         """Remove a pattern, and the nodes that only it needed."""
-        words, rest = _cut(pattern)
+        words = pattern.split(".")
         path = [self.root]
         for word in words:
             child = path[-1].child(word)
             if child is None:
                 return
             path.append(child)
-        values = path[-1].values
-        if rest:
-            rests, text = path[-1].rests or {}, ".".join(rest)
-            values = rests[text].values if text in rests else {}
-            values.pop(pattern, None)
-            if not values:
-                rests.pop(text, None)
-        elif values:
-            values.pop(pattern, None)
+        path[-1].value = None
         while words and path[-1].empty:
             path.pop()
             path[-1].remove(words.pop())
 
     def match(self, topic: str) -> List[T]:
         """List the values of the patterns that match a topic."""
-        root = self.root
-        if root.empty:
-            return []
-        first = step = self.step + 1
+        found = self.search(topic)
+        return found if isinstance(found, list) else run(found)
+
+    def search(self, topic: str) -> Union[List[T], Steps]:
+        """List what `match` does, in steps where many nodes have to be visited.
+
+        What is added or removed between steps may be missing, or among it.
+        """
         found: List[T] = []
-        reached = [root]
-        text, at = f".{topic}.", 0
-        if root.any_number is not None:
-            _follow(root.any_number, step, first, reached, found, text, at)
-        for word in topic.split("."):
-            step += 1
-            at += len(word) + 1
-            onward: List[_Node[T]] = []
-            for node in reached:
-                if node.repeats and node.seen != step:
-                    node.seen = step
-                    onward.append(node)
-                child = node.exact.get(word)
-                if child is not None:
-                    onward.append(child)
-                    if child.any_number is not None:
-                        _follow(child.any_number, step, first, onward, found, text, at)
-                child = node.single
-                if child is not None:
-                    onward.append(child)
-                    if child.any_number is not None:
-                        _follow(child.any_number, step, first, onward, found, text, at)
-            reached = onward
-            if not reached:
-                break
-        self.step = step
-        for node in reached:
-            if node.values:
-                found += node.values.values()
-        return found
+        if self.root.empty:
+            return found
+        todo, words = [(self.root, 1)], topic.split(".")
+        behind: Dict[str, int] = {}
+        return found if _visit(todo, words, behind, found) else _visit_all(todo, words, behind, found)
 
 
-def _follow(node: _Node[T], step: int, first: int, reached: List[_Node[T]], found: List[T], text: str, at: int) -> None:
-    """Reach a node by `#`, with no word at all; what is left of the topic begins at `at` of `text`.
+Todo = List[Tuple[_Node[T], int]]
+"""Nodes, and the places at which they are reached."""
 
-    One that ends its pattern matches whatever words are left: its values are found, once since step `first`. So are
-    those of what fits: what doesn't fit here doesn't further on.
+
+def _visit(todo: Todo[T], words: List[str], behind: Dict[str, int], found: List[T]) -> bool:
+    """Visit nodes, as many as make a step; returns whether those were all.
+
+    `behind` has the places behind each word of the topic. It is filled in once it is needed: few patterns need it.
     """
-    if node.seen == step:
-        return
-    if node.exact:
-        reached.append(node)
-    elif node.seen < first:
-        if node.values:
-            found += node.values.values()
-        for rest in node.rests.values() if node.rests else ():
-            if rest.fits(text, at):
-                found += rest.values.values()
-    node.seen = step
+    end = 1 << len(words)
+    left = STEP
+    while todo:
+        if left <= 0:
+            return False
+        left -= 1
+        node, places = todo.pop()
+        if places & end and node.value is not None:
+            found.append(node.value)
+        if node.any_number is not None:
+            todo.append((node.any_number, 2 * end - (places & -places)))  # the first place, and all after it
+        onward = (places & (end - 1)) << 1
+        if onward and node.single is not None:
+            todo.append((node.single, onward))
+        if not (onward and node.exact):
+            continue
+        if not places & (places - 1):  # a single one
+            child = node.exact.get(words[places.bit_length() - 1])
+            if child is not None:
+                todo.append((child, onward))
+            continue
+        if not behind:
+            for place, word in enumerate(words, 1):
+                behind[word] = behind.get(word, 0) | 1 << place
+        near = node.exact if len(node.exact) < len(behind) else behind
+        left -= len(near)
+        for word in near:
+            reached = onward & behind.get(word, 0)
+            if reached and word in node.exact:
+                todo.append((node.exact[word], reached))
+    return True
+
+
+def _visit_all(todo: Todo[T], words: List[str], behind: Dict[str, int], found: List[T]) -> Steps:
+    """Go on visiting nodes to the last one."""
+    yield
+    while not _visit(todo, words, behind, found):
+        yield
+    return found

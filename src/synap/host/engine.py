@@ -137,7 +137,7 @@ class EngineHost(LoggedHost):
                     steps = answer if command.sharing else self.jobs.alone(answer)
                     if command.pushes:
                         steps = self._subscribe(session, number, command, payload, steps)
-                    elif command.sharing:
+                    elif command.sharing and not command.has_effects:
                         steps = _show(session, steps)
                     self._begin(session, number, command, steps)
                     return
