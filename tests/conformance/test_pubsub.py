@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import time
 from typing import Any, List, Tuple
@@ -142,6 +143,18 @@ async def test_messages_come_in_the_order_they_were_published(client: AsyncSynap
     for number in range(100):
         await client.pubsub.publish(name, number)
     assert [message for _, message in await seen.first(100)] == list(range(100))
+
+
+async def test_topics_that_many_patterns_are_looked_at_for_come_in_order_too(
+    client: AsyncSynapClient, other: AsyncSynapClient, name: str
+) -> None:
+    seen = Seen()
+    costly = [f"{name}.#.{'.'.join(words)}.b" for words in itertools.product("a*", repeat=9)]
+    await other.pubsub.subscribe([f"{name}.#", *costly], seen)
+    sent = [(f"{name}.{'a.' * 20}b" if number % 2 else f"{name}.c", number) for number in range(6)]
+    for topic, number in sent:
+        assert (await client.pubsub.publish(topic, number)).subscribers_matched == 1
+    assert await seen.first(6) == sent
 
 
 async def test_who_is_not_there_misses_it(client: AsyncSynapClient, name: str) -> None:

@@ -210,8 +210,8 @@ class Topics:
         exact = self.patterns.get(topic)
         if exact is not None:
             found.append(exact)
-        if len(found) == 1:
-            return found[0]
+        if len(found) < 2:
+            return found[0] if found else {}
         return at_once(_merged(found), sum(map(len, found)))
 
     def _found(self, topic: str, finding: Steps) -> Steps:
