@@ -203,6 +203,12 @@ def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[An
     return _function(" + ".join(parts), names)
 
 
+def size_of(one: Struct) -> int:
+    """Estimate the encoded bytes of an instance."""
+    estimate = estimator(type(one))
+    return SMALL if estimate is None else estimate(one)
+
+
 def counter(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:
     """Build a function that counts the items of all lists of an instance; None where it has no lists."""
     names = [field.name for field in varying(struct) if field.kind in (TEXTS, STRUCTS)]

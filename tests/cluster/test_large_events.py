@@ -6,11 +6,11 @@ from typing import Any, Dict, List
 
 from synap import commands as c
 from synap.cluster.running import Running
-from synap.engine.streams import HISTORY_BYTES
+from synap.engine.limits import ANSWER_BYTES
 from tests.cluster.asking import Asking, result
 
 MEGABYTE = 1024 * 1024
-FULL = HISTORY_BYTES // MEGABYTE - 1  # the packed events are a little more than their data
+FULL = ANSWER_BYTES // MEGABYTE - 1  # the packed events are a little more than their data
 
 
 async def publish(asking: Asking, count: int, size: int) -> None:

@@ -33,9 +33,8 @@ HELD: Dict[str, str] = {
     "`kv.mset`, `kv.del`": "cluster/test_partly.py::test_many_keys_of_one_tag_are_done_all_or_none",
     "`kv.mget`": "cluster/test_partly.py::test_many_large_values_are_not_all_read_at_once",
     "`queue.consume_many` with `ack`": "cluster/test_partly.py::test_acknowledgements_go_together_in_each_partition",
-    "`queue.consume_many`": "cluster/test_consume_many.py::test_many_large_messages_come_in_several_answers_in_order",
-    "`queue.peek`": "cluster/test_consume_many.py"
-    "::test_a_page_of_large_messages_ends_early_and_says_that_there_are_more",
+    "`queue.consume_many`": "cluster/test_consume_many.py"
+    "::test_each_of_those_that_consume_in_one_turn_gets_one_whatever_the_others_got",
     "`kv.scan`": "cluster/test_partly.py::test_a_scan_gives_each_key_once_in_order_within_a_partition",
     "`kv.clear`": "conformance/test_kv.py::test_what_is_stored_while_it_is_cleared_stays",
     "`if_value` between formats": "conformance/test_kv.py"

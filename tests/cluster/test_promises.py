@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from synap.cluster import batches, checks, figures, functions, keys, lines, memory, rooms, topics, waiting, watch
+from synap.cluster import batches, checks, figures, functions, keys, lines, memory, rooms, topics, watch
 from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
+from synap.engine.limits import ANSWER_BYTES
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "cluster.md").read_text("utf-8").split())
 MINUTE = 60_000
@@ -45,10 +46,9 @@ def in_the_library(pattern: str) -> int:
         ("after the others, of {} partitions at a time", keys.FEW),
         ("{} MiB of values and other arguments", batches.MOST_BYTES // 1024**2),
         ("all or nothing in each partition, up to {} keys", keys.PIECE),
-        ("once their bodies pass {} MiB", waiting.MOST_BYTES // 1024**2),
-        ("once their bodies pass {} MiB", in_the_library(r"local BYTES = (\d+)") // 1024**2),
-        ("share that, and {:,} messages", in_the_library(r"local MESSAGES = (\d+)")),
-        ("once its bodies pass {} MiB", in_the_library(r"local BYTES = (\d+)") // 1024**2),
+        ("share the {} MiB of one answer", in_the_library(r"local BYTES = (\d+)") // 1024**2),
+        ("share the {} MiB of one answer", ANSWER_BYTES // 1024**2),
+        ("of one answer, and {:,} messages", in_the_library(r"local MESSAGES = (\d+)")),
         ("are counted {} s and", rooms.LEASE // 1000),
         ("are counted {} s and", topics.ALIVE // 1000),
         ("and {} s longer", in_the_library(r"tonumber\(seen\) < (\d+) ") // 1000),

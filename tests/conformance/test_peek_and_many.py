@@ -80,7 +80,48 @@ async def test_peek_refuses_what_it_can_not_show(client: AsyncSynapClient, name:
         assert refused.value.code == "INVALID_PAYLOAD"
 
 
+LARGE = "x" * (3 * 1024 * 1024)
+"""A message of which one answer holds two."""
+
+
+@pytest.mark.once_per_place
+async def test_a_page_of_peek_ends_after_8_mebibytes(client: AsyncSynapClient, name: str) -> None:
+    for _ in range(3):
+        await client.queue.publish(name, LARGE)
+    first = await client.queue.peek(name)
+    assert (len(first.messages), first.has_more) == (2, True)
+    rest = await client.queue.peek(name, after=first.messages[-1].message_id)
+    assert (len(rest.messages), rest.has_more) == (1, False)
+
+
 # ---- consume_many
+
+
+@pytest.mark.once_per_place
+async def test_consume_many_leases_no_more_than_8_mebibytes(client: AsyncSynapClient, name: str) -> None:
+    """Nobody would receive what one answer can't hold: its leases would pass, until it is a dead letter."""
+    first, second = f"{name}-1", f"{name}-2"
+    await client.queue.publish(second, LARGE + LARGE)
+    await client.queue.publish(second, 1, headers={"a": LARGE})
+    for _ in range(3):
+        await client.queue.publish(first, LARGE)
+    sizes: List[int] = []
+    tried: List[int] = []
+    while sum(sizes) < 5:
+        found = await client.queue.consume_many([first, second], timeout=PATIENCE)
+        tried += [message.retry_count for message in found]
+        sizes.append(len(found))
+        for message in found:
+            await client.queue.ack(message.queue, message.message_id)
+    assert (sizes, tried) == ([2, 1, 1, 1], [0] * 5)
+
+
+@pytest.mark.once_per_place
+async def test_one_message_is_delivered_and_shown_however_large(client: AsyncSynapClient, name: str) -> None:
+    for _ in range(2):
+        await client.queue.publish(name, LARGE * 3)
+    assert len((await client.queue.peek(name)).messages) == 1
+    assert [len(await client.queue.consume_many([name])) for _ in range(2)] == [1, 1]
 
 
 async def test_consume_many_takes_from_the_first_queues_first(client: AsyncSynapClient, name: str) -> None:

@@ -178,6 +178,13 @@ async def test_a_page_of_history_ends_after_8_mebibytes(client: AsyncSynapClient
     assert [event.offset for event in rest.events] == [2, 3]
 
 
+@pytest.mark.once_per_place
+async def test_the_metadata_of_events_counts_as_well(client: AsyncSynapClient, name: str) -> None:
+    for _ in range(3):
+        await client.stream.publish(name, "large", 1, metadata={"a": "x" * (3 * 1024 * 1024)})
+    assert [event.offset for event in (await client.stream.history(name)).events] == [0, 1]
+
+
 async def test_a_page_of_history_holds_one_event_however_large(client: AsyncSynapClient, name: str) -> None:
     for _ in range(2):
         await client.stream.publish(name, "large", "x" * (9 * 1024 * 1024))

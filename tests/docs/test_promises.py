@@ -15,8 +15,8 @@ from synap import ClientConfig, SynapClient
 from synap.client._async import commits
 from synap.commands import BATCH
 from synap.commands.fields import CLIENT_PREFIX
-from synap.engine import eviction, figures, streams
-from synap.engine.limits import Limits
+from synap.engine import eviction, figures
+from synap.engine.limits import ANSWER_BYTES, Limits
 from synap.engine.priorities import Rules
 from synap.host import jobs, timing
 from synap.lanes import upgrades
@@ -143,9 +143,10 @@ OTHERS: List[Tuple[str, str, object]] = [
     ("guide/sync.md", "more than one look in {} is in vain", WORDS[busy_poll.MISS_COST + 1]),
     ("guide/sync.md", "for the next {} calls", busy_poll.PAUSE),
     ("guide/queues.md", "({:,} unless `create` says otherwise)", RULES.max_depth),
+    ("guide/queues.md", "would pass {} MiB of values and headers", ANSWER_BYTES // MIB),
     ("guide/streams.md", "by default at {:,} events or", CONFIG.room_events),
     ("guide/streams.md", "events or {:.0f} hours", CONFIG.room_age / 3600),
-    ("guide/streams.md", "or earlier after {} MiB of them", streams.HISTORY_BYTES // MIB),
+    ("guide/streams.md", "or earlier after {} MiB of data and metadata", ANSWER_BYTES // MIB),
     ("guide/streams.md", "committed within {} second", {1.0: "a"}[commits.INTERVAL]),
     ("guide/workers.md", "after `retry_delay` seconds ({:.0f})", default(Worker.handles, "retry_delay")),
     ("guide/workers.md", "A lease lasts {:.0f} seconds", default(Worker, "lease")),

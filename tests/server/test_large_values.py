@@ -238,3 +238,16 @@ def test_grants_and_rate_limits_hold_for_large_values_too(tmp_path: Path, still_
                 client.kv.set(f"rated:{number}", large)
             with pytest.raises(RateLimitError):
                 client.kv.set("rated:2", large)
+
+
+@pytest.mark.parametrize("transport", ["native", "websocket"])
+def test_what_is_leased_fits_one_answer_in_the_format_in_which_it_is_largest(
+    service: ThrowawayServer, transport: Any
+) -> None:
+    """A control character has one byte in MessagePack, and six in JSON."""
+    name = f"growing:{transport}"
+    with SynapClient(url=service.url, format="msgpack") as client:
+        for size in (4_000_000, 4_000_000, 4_000_000, 10_000_000):
+            client.queue.publish(name, "\x01" * size)
+    with SynapClient(url=service.url, format="json", transport=transport, timeout=PATIENCE) as client:
+        assert [len(client.queue.consume_many([name])) for _ in range(3)] == [2, 1, 1]

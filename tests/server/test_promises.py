@@ -18,7 +18,7 @@ from synap.commands.batch import MAX_BATCH
 from synap.commands.fields import MAX_HEADERS
 from synap.engine.callers import STEP
 from synap.engine.engine import MOST_RECIPIENTS, MOST_STEPS
-from synap.engine.limits import Limits, check_name
+from synap.engine.limits import ANSWER_BYTES, Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import CODES, SynapError
 from synap.host.batches import MAX_ATOMIC, MOST_LISTED, MOST_SECONDS
@@ -173,6 +173,9 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "keys, or pairs, of one `mget`, `mset` or `del`": "10,000",
         "keys, messages, events and names in the answers of one batch": f"{MOST_LISTED:,}",
         "bytes of the answers of one batch": f"{MAX_ANSWER // 1024**2} MiB",
+        "values, headers and metadata of what one `consume_many`, page of `peek` or page of `history` holds": (
+            f"{ANSWER_BYTES // 1024**2} MiB, but at least one message or event"
+        ),
         "what the long commands of an atomic batch go over: keys, messages of deep queues, names, patterns": (
             f"about {MOST_STEPS * STEP:,}"
         ),

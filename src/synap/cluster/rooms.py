@@ -20,9 +20,9 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine.callers import Caller
-from synap.engine.limits import Limits, check_name
+from synap.engine.limits import ANSWER_BYTES, Limits, check_name
 from synap.engine.names import superseded, too_many_names
-from synap.engine.streams import HISTORY_BYTES, no_room, room_deleted, too_many
+from synap.engine.streams import no_room, room_deleted, too_many
 from synap.errors import EventsLostError, SynapError, invalid
 from synap.results import Cursor
 
@@ -119,7 +119,7 @@ class Rooms(Facility):
         return c.HistoryAnswer([_event(p.room, inc, entry) for entry in events], oldest, next - 1)
 
     async def _history(
-        self, room: str, first: bytes, last: bytes, limit: int, most: int = HISTORY_BYTES, known: bytes = b""
+        self, room: str, first: bytes, last: bytes, limit: int, most: int = ANSWER_BYTES, known: bytes = b""
     ) -> Any:
         partition = self.places.partition(room)
         _, head, events, _ = self.places.room(partition, room)

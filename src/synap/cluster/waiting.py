@@ -21,7 +21,7 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.queues import CONSUME, NO_QUEUE, Delivery, Queues, id_text, lease_text, milliseconds
 from synap.cluster.running import Pending, Running
-from synap.engine.limits import check_name
+from synap.engine.limits import check_name, fitting
 from synap.engine.queues import acked_twice, no_message
 from synap.engine.queuestore import SUFFIX, no_queue
 from synap.errors import SynapError
@@ -165,9 +165,14 @@ class Consumers:
                     asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
                     taken.append(asked)
                     got = await asked
-                    found += got
                     waiter.known[queue] = asked.inc  # deleted before it waits, it isn't made again
-                    if len(found) >= most or isinstance(got, Cut) or _size(found) >= MOST_BYTES:
+                    fit = len(got)
+                    if found:  # beside what the queues before gave
+                        fit = max(len(fitting([one.answer for one in (*found, *got)])) - len(found), 0)
+                    for delivery in got[fit:]:
+                        self.queues.give_back(delivery)
+                    found += got[:fit]
+                    if len(found) >= most or isinstance(got, Cut) or fit < len(got):
                         break
                 if found or timeout <= 0:
                     taken.clear()
@@ -308,16 +313,8 @@ class Taking(Asked):
             self._consumers.queues.give_back(delivery)
 
 
-MOST_BYTES = 8 * 1024 * 1024
-"""Bytes of messages after which a consume of many has enough; the library has the same of each call."""
-
-
 class Cut(List[Delivery]):
     """Deliveries of a queue that may have more, which one answer should not hold."""
-
-
-def _size(found: List[Delivery]) -> int:
-    return sum(len(delivery.answer.message) for delivery in found)
 
 
 DUE = [b"due"]

@@ -10,11 +10,13 @@ from synap import commands as c
 from synap.engine.callers import WAITING, Caller, Number, Signal
 from synap.engine.core import Core
 from synap.engine.deadlines import Deadlines
+from synap.engine.limits import ANSWER_BYTES
 from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import DeliveredTogether, Delivery
 from synap.engine.replies import Replies
 from synap.errors import SynapError
+from synap.shapes import size_of
 
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
@@ -102,12 +104,16 @@ class Deliveries:
     def lease_many(
         self, queues: Sequence[Queue], now: float, seconds: Optional[float], holder: str, number: Number, most: int
     ) -> c.MessagesAnswer:
-        """Lease up to `most` messages, emptying one queue before the next."""
+        """Lease up to `most` messages, emptying one queue before the next; fewer where one answer can't hold them."""
         self.latest = now
+        left = ANSWER_BYTES
         deliveries: List[Delivery] = []
         for queue in queues:
             lasts = queue.config.ack_deadline if seconds is None else seconds
             for _ in range(min(queue.ready, most - len(deliveries))):
+                left -= size_of(queue.first())
+                if left < 0 and deliveries:
+                    break  # and so in all queues behind it
                 text, m = self.store.lease(queue, now, lasts, holder, number, True)
                 deliveries.append(Delivery(queue, text, m.lease))
         together = DeliveredTogether(deliveries, self.replies.acked(holder, number))

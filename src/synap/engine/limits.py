@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, List, Optional, TypeVar
+
+from msgspec import Struct
 
 from synap.errors import SynapError
+from synap.shapes import size_of
+
+T = TypeVar("T", bound=Struct)
+
+ANSWER_BYTES = 8 * 1024 * 1024
+"""The most bytes of messages or events in one answer that holds several. A lane delivers 64 MiB, and a byte of a value
+may be six in the reader's format: what one answer can't deliver must not be leased for it."""
 
 
 @dataclass
@@ -79,6 +88,16 @@ class Budget:
             "delete something or raise the memory limit",
             {"limit": whole, "used": self.total},
         )
+
+
+def fitting(found: List[T]) -> List[T]:
+    """Return the first of some messages or events, as many as one answer holds: one at least, where there is any."""
+    left = ANSWER_BYTES
+    for count, one in enumerate(found):
+        left -= size_of(one)
+        if left < 0:
+            return found[: max(count, 1)]
+    return found
 
 
 def utf8_size(field: str, text: str) -> int:

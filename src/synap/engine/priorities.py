@@ -249,6 +249,12 @@ class Queue:
             return self.ready
         return sum(level.count for level in self.levels[priority:] if level is not None)
 
+    def first(self) -> Message:
+        """Return the next message out. There is one."""
+        level = self.levels[self.mask.bit_length() - 1]
+        assert level is not None
+        return level.first()
+
     def take(self) -> Message:
         """Remove and return the next message out. There is one."""
         priority = self.mask.bit_length() - 1

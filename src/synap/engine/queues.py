@@ -9,6 +9,7 @@ from synap import commands as c
 from synap.commands import CLIENT_PREFIX
 from synap.engine.callers import STEP, Caller, Number, Signal, Steps, at_once, in_order
 from synap.engine.deliveries import LETTER, Deliveries, waiter_cost
+from synap.engine.limits import fitting
 from synap.engine.priorities import EXAMINED, MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import Acked
@@ -121,7 +122,10 @@ class Queues:
         )
 
     def peek(self, p: c.QueuePeek, now: float) -> Union[c.PeekAnswer, Steps]:
-        """List messages without leasing them: ready ones next out first, others by when they are due."""
+        """List messages without leasing them: ready ones next out first, others by when they are due.
+
+        A page ends early where its messages are large; it holds at least one, where there is any.
+        """
         queue = self.store.find(p.queue)
         return at_once(self._peek(queue, p), queue.depth)
 
@@ -138,7 +142,8 @@ class Queues:
         if found is None:
             raise left_its_state(p.queue, p.after, p.state)
         at = self.deliveries.timeline.at
-        return c.PeekAnswer([_peeked(queue, m, at) for m in found[: p.limit]], len(found) > p.limit)
+        page = fitting([_peeked(queue, m, at) for m in found[: p.limit]])
+        return c.PeekAnswer(page, len(found) > len(page))
 
     # ------------------------------------------------------------------------------------------ messages in and out
 

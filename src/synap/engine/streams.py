@@ -15,7 +15,7 @@ from synap.engine.callers import STEP, Caller, Steps, at_once, in_order
 from synap.engine.core import Core
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Record, paged
-from synap.engine.limits import check_name
+from synap.engine.limits import check_name, fitting
 from synap.engine.names import NAME_COST, Names, set_place
 from synap.engine.rooms import EVENT_COST, Room, RoomSubscription, event_cost, events_cost, taken_apart
 from synap.errors import RoomNotFoundError, SynapError
@@ -26,8 +26,6 @@ SUBSCRIPTION_COST = 500
 """Estimated bytes of a subscription."""
 EVENTS_AT_ONCE = 2_000
 """Events that are removed at once because they are too old."""
-HISTORY_BYTES = 8 * 1024 * 1024
-"""Bytes of data after which a page of `stream.history` ends, so that it fits one answer in any format."""
 
 AgeEntry = Tuple[float, int, str]
 """(when the oldest event is too old, incarnation of its room, name): the room isn't held, which may be gone by then."""
@@ -133,13 +131,7 @@ class Streams:
             stop = min(stop, (p.to_offset if p.to_offset >= 0 else room.next + p.to_offset) + 1)
         stop = min(stop, start + p.limit)
         events = room.events[start - room.base : stop - room.base] if start < stop else []
-        size = 0
-        for count, event in enumerate(events):
-            size += len(event.data)
-            if size > HISTORY_BYTES:
-                events = events[: max(count, 1)]
-                break
-        return c.HistoryAnswer(events, room.oldest, room.next - 1)
+        return c.HistoryAnswer(fitting(events), room.oldest, room.next - 1)
 
     def rooms(self, p: c.StreamRooms, now: float) -> Union[c.RoomsAnswer, Steps]:
         return at_once(self._rooms(), len(self.by_name))

@@ -146,9 +146,10 @@ class AsyncQueue:
     ) -> List[QueueMessage]:
         """Lease up to `max` (1..1000) messages from `queues` (1 to 100 names), the first queues first.
 
-        Where none has any, waits up to `timeout` seconds (at most 3600) for one; an empty list where none came. Each
-        message says its `queue`. `ack_deadline` as for `consume`. With `ack`, messages that were consumed before are
-        acknowledged in the same step: all of them, or `MessageNotFoundError` is raised and nothing is taken.
+        There are fewer, but at least one, where the next one would pass 8 MiB of values and headers. Where none has
+        any, waits up to `timeout` seconds (at most 3600) for one; an empty list where none came. Each message says its
+        `queue`. `ack_deadline` as for `consume`. With `ack`, messages that were consumed before are acknowledged in the
+        same step: all of them, or `MessageNotFoundError` is raised and nothing is taken.
 
         With a `type` the messages are checked and come back as objects of it. One that doesn't fit is `WRONG_TYPE`; all
         stay leased, and the error's `details['messages']` has queue and id of each.
@@ -174,8 +175,9 @@ class AsyncQueue:
     ) -> PeekResult:
         """Look at messages of `queue` without changing anything: no lease, no `retry_count`.
 
-        `state` is 'ready' (next out first), 'leased' or 'delayed' (due first). `limit`: 1..1000 messages a page; pass
-        the last `message_id` of a page as `after` while `has_more`. Raises `QueueNotFoundError`, and
+        `state` is 'ready' (next out first), 'leased' or 'delayed' (due first). `limit`: 1..1000 messages a page,
+        which ends earlier after 8 MiB of values and headers, with one message at least; pass the last `message_id` of a
+        page as `after` while `has_more`. Raises `QueueNotFoundError`, and
         `MessageNotFoundError` where the message `after` has left that state: begin again then.
         """
         after = after if after is None else text("after", after)

@@ -138,7 +138,7 @@ class Streams:
         """Read events of `room` from `from_offset` to `to_offset`, both inclusive, at most `limit` (1..10000).
 
         Offsets below 0 count from the end: -1 is the newest event. Left out, they are the oldest and the newest. A page
-        ends earlier after 8 MiB of data, with one event at least: continue after its last one.
+        ends earlier after 8 MiB of data and metadata, with one event at least: continue after its last one.
 
         With a `type` the data of each event is checked and comes as an object of it, else it is `WRONG_TYPE`. Raises
         `RoomNotFoundError`.

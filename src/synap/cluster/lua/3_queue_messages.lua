@@ -146,7 +146,7 @@ end
 
 local PIECE = 2000         -- arguments of one command; unpack holds some thousands
 local MESSAGES = 1000      -- that one call delivers at most to requests for many,
-local BYTES = 8388608      -- and of their bodies, with the message that passes it; each request gets one all the same
+local BYTES = 8388608      -- and of their bodies; each request gets one all the same
 
 -- What was delivered before to a request that comes again, '<id> <lease> ' for each, as far as it still holds it.
 local function delivered(b, done, time)
@@ -188,9 +188,9 @@ local function within_bounds(r, b, wanted, least)
     if #got == 0 then largest = 1 end
     for i = 1, #some, 2 do
       bytes, largest = bytes + #some[i], math.max(largest, #some[i])
-      got[#got + 1], got[#got + 2] = some[i], some[i + 1]
-      cut = bytes >= BYTES and #got >= 2 * least and #got < #ids
+      cut = bytes > BYTES and #got >= 2 * least
       if cut then break end
+      got[#got + 1], got[#got + 2] = some[i], some[i + 1]
     end
   end
   for i = #ids, #got + 1, -1 do ids[i] = nil end

@@ -198,13 +198,13 @@ read('syn_q_peek', function(K, A)
   local ids = call('ZRANGE', K[3], first, first + limit, 'WITHSCORES')
   local found, bytes = {inc, #ids / 2 > limit and 1 or 0}, 0
   for i = 1, math.min(#ids, 2 * limit), 2 do
-    if bytes >= BYTES then
+    local got = call('HMGET', K[2], ids[i], ids[i] .. 's')
+    bytes = bytes + #got[1]
+    if bytes > BYTES and i > 1 then
       found[2] = 1
       break
     end
-    local got = call('HMGET', K[2], ids[i], ids[i] .. 's')
     local letter, rest = parts(got[1])
-    bytes = bytes + #got[1]
     found[#found + 1] = {ids[i], rest, letter, parse(ids[i], got[2]).retries, A[4] == '1' and '0' or ids[i + 1], published(got[1])}
   end
   return found
