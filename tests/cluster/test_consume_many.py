@@ -62,7 +62,14 @@ async def test_each_of_those_that_consume_in_one_turn_gets_one_whatever_the_othe
 
 async def test_who_has_enough_of_one_queue_takes_none_of_the_next(asking: Asking) -> None:
     await publish(asking, "other", [b"1"])
-    await publish(asking, "q", [large(number) for number in range(FULL + 2)])
+    await publish(asking, "q", [b"1", *(large(number) for number in range(FULL + 2))])
+    assert len(await result(begin(asking, ["q", "not made"], 1))) == 1
+    assert (
+        "not made"
+        not in (
+            await result(Running(asking.host.facilities.queues.list(c.QueueList(), asking.request())).start())
+        ).queues
+    )
     begun = [begin(asking, ["q", "other"], 100) for _ in range(2)]
     assert [{delivery.queue for delivery in await result(one)} for one in begun] == [{"q"}, {"q"}]
     names = [f"q{number}" for number in range(FULL + 4)]

@@ -143,3 +143,14 @@ async def test_no_number_may_be_nan_or_infinite(client: AsyncSynapClient, name: 
         assert str(number) in caught.value.message
     assert (await client.kv.get(name)).found is False
     assert name not in await client.queue.list()
+
+
+@pytest.mark.without("crashing")
+@pytest.mark.parametrize("field", NUMBERS)
+async def test_a_number_beyond_64_bits_is_refused_by_name(client: AsyncSynapClient, name: str, field: str) -> None:
+    for number in (2**64, -(2**63) - 1):
+        with pytest.raises(SynapError) as caught:
+            await NUMBERS[field](client, name, number)
+        if caught.value.code != "QUEUE_NOT_FOUND":  # JSON can hold it, and it is a limit like any other
+            assert (caught.value.code, caught.value.details) == ("INVALID_PAYLOAD", {"field": field})
+            assert f"{field} must be" in caught.value.message

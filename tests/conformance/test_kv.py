@@ -310,6 +310,13 @@ async def test_counting_past_64_bits_overflows_and_changes_nothing(client: Async
     assert caught.value.code == "INTEGER_OVERFLOW"
     assert (await client.kv.get(name)).value == -(2**63)
     assert await client.kv.incr(name) == -(2**63) + 1
+    for number in (2**63, 2**64 - 1):  # which can be stored, but counters have a sign
+        await client.kv.set(name, number)
+        for count in (client.kv.incr(name, -(2**63)), client.kv.decr(name, 2**63 - 1)):
+            with pytest.raises(SynapError) as caught:
+                await count
+            assert caught.value.code == "INTEGER_OVERFLOW"
+        assert (await client.kv.get(name)).value == number
 
 
 @pytest.mark.parametrize(("value", "after"), [(-(2**63), 0), (-1, 2**63 - 1), (0, None), (None, None), ("5", None)])

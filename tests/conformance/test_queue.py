@@ -240,6 +240,17 @@ async def test_a_full_queue_refuses_and_loses_nothing(client: AsyncSynapClient, 
     assert await drain(client, name) == ["d"]
 
 
+@pytest.mark.once_per_place
+async def test_a_full_queue_says_how_many_it_may_hold(client: AsyncSynapClient, name: str) -> None:
+    for number in range(3):
+        await client.queue.publish(name, number)
+    await client.queue.create(name, max_depth=2)
+    with pytest.raises(SynapError) as full:
+        await client.queue.publish(name, 3)
+    text = f"the queue {name!r} is full: its max_depth is 2; consume some or raise max_depth"
+    assert (full.value.message, full.value.details) == (text, {"queue": name, "max_depth": 2})
+
+
 async def test_a_queue_that_is_full_takes_returned_messages_back(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name, max_depth=1)
     await client.queue.publish(name, "a")

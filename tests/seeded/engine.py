@@ -160,6 +160,13 @@ SEEDS = (
         "tests/conformance/test_peek_and_many.py -k memory-json-async",
     ),
     Seed(
+        "more is leased at once than one answer delivers",
+        "engine/deliveries.py",
+        "if left < 0 and deliveries:",
+        "if False:",
+        "tests/conformance/test_peek_and_many.py -k memory-json-async",
+    ),
+    Seed(
         "a consume sent again acknowledges again",
         "engine/queues.py",
         "            if session and self.deliveries.replies.acked(session, number):\n                return\n",
@@ -189,9 +196,9 @@ SEEDS = (
     ),
     Seed(
         "a page of history has no event where the first is large",
-        "engine/streams.py",
-        "events = events[: max(count, 1)]",
-        "events = events[:count]",
+        "engine/limits.py",
+        "return found[: max(count, 1)]",
+        "return found[:count]",
         "tests/conformance/test_stream.py -k memory-json-async",
     ),
     Seed(

@@ -15,7 +15,7 @@ from synap.cluster.rooms import Rooms
 from synap.cluster.running import Pending, Running
 from synap.cluster.topics import Topics
 from synap.engine.keystore import no_key
-from synap.engine.keyvalue import no_integer
+from synap.engine.keyvalue import no_integer, overflow
 from synap.engine.limits import Limits
 from synap.engine.queues import no_message, queue_full
 from synap.engine.queuestore import check_queue, no_queue
@@ -81,9 +81,9 @@ def explain(refused: Refused, payload: Any) -> SynapError:
         except SynapError as error:
             return error
     if code == "QUEUE_FULL":
-        return queue_full(name, int(refused.text), int(refused.text))
+        return queue_full(name, int(refused.text))
     if code == "WRONG_TYPE":
         return no_integer(name)
     if code == "INTEGER_OVERFLOW":
-        return SynapError(code, f"the integer under {name!r} would pass 64 bits, so it is unchanged", {"key": name})
+        return overflow(name)
     return SynapError(code, refused.text)

@@ -235,8 +235,7 @@ class Publishing(Asked):
 
     def take(self, answer: Any) -> c.PublishAnswer:
         if answer[:1] == b"F":
-            most = int(answer[1:])
-            raise queue_full(self._payload.queue, most, most)
+            raise queue_full(self._payload.queue, int(answer[1:]))
         inc, id, position = answer[1:].decode().split(" ")
         return c.PublishAnswer(f"{inc}-{id}", int(position))
 

@@ -41,6 +41,12 @@ def no_integer(key: str) -> SynapError:
     return SynapError("WRONG_TYPE", f"the value of {key!r} is not an integer; incr and decr need one", {"key": key})
 
 
+def overflow(key: str) -> SynapError:
+    """Build the error for a counter that is, or would be, beyond what counters hold."""
+    text = f"the integer under {key!r} is, or would be, beyond 64 bits with a sign; it is unchanged"
+    return SynapError("INTEGER_OVERFLOW", text, {"key": key})
+
+
 def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
     """Return whether the conditions of a `set` hold. Raises `INVALID_PAYLOAD` where they exclude each other."""
     if p.nx and (p.xx or p.if_value is not UNSET):
@@ -244,13 +250,9 @@ class Keys(KeyStore):
         number = 0 if old is None else integer(old)
         if number is None:
             raise no_integer(key)
+        if number > _INT_MAX or not _INT_MIN <= number + amount <= _INT_MAX:
+            raise overflow(key)
         number += amount
-        if not _INT_MIN <= number <= _INT_MAX:
-            raise SynapError(
-                "INTEGER_OVERFLOW",
-                f"{key!r} would become {number}, which 64 bits can't hold; its value is unchanged",
-                {"key": key},
-            )
         self._put(key, b"%d" % number, self.expires.get(key), old)
         return c.NumberAnswer(number)
 

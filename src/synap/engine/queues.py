@@ -42,11 +42,11 @@ def left_its_state(queue: str, message_id: Optional[str], state: str) -> Message
     )
 
 
-def queue_full(queue: str, depth: int, most: int) -> SynapError:
-    """Build the error for a queue that holds as many messages as its `max_depth`, which is `most`."""
+def queue_full(queue: str, most: int) -> SynapError:
+    """Build the error for a queue that holds as many messages as its `max_depth`, which is `most`, or more."""
     return SynapError(
         "QUEUE_FULL",
-        f"the queue {queue!r} holds {depth} messages and its max_depth is {most}; consume some or raise max_depth",
+        f"the queue {queue!r} is full: its max_depth is {most}; consume some or raise max_depth",
         {"queue": queue, "max_depth": most},
     )
 
@@ -160,7 +160,7 @@ class Queues:
             store.check((p.queue,), beside=growth)
             queue = store.make(p.queue)
         elif queue.ready + len(queue.leased) + len(queue.delayed) >= queue.config.max_depth:
-            raise queue_full(queue.name, queue.depth, queue.config.max_depth)
+            raise queue_full(queue.name, queue.config.max_depth)
         elif budget.used + growth > budget.limit:
             budget.make_room(growth)
         priority = p.priority
@@ -309,7 +309,7 @@ class Queues:
             return c.RedrivenAnswer(0)
         room = queue.config.max_depth - queue.depth
         if room <= 0:
-            raise queue_full(queue.name, queue.depth, queue.config.max_depth)
+            raise queue_full(queue.name, queue.config.max_depth)
         most = room if p.limit is None else min(room, p.limit)
         return at_once(self._redrive(queue, letters, p, most, now), letters.ready)
 

@@ -19,8 +19,8 @@ from msgspec import UNSET, Struct
 
 from synap import commands as c
 from synap import results
-from synap.errors import SynapError, from_wire
-from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
+from synap.errors import SynapError, from_wire, invalid
+from synap.shapes import VALUE, changer, renderer, value_fields
 from synap.wire import large, large_answers, typed, values
 from synap.wire.buffer_pool import BUFFERS
 from synap.wire.counting import bounds, fits, long_fields
@@ -96,14 +96,15 @@ class Codec:
         if change is not None:
             change(payload)
         check = command.numbers_check
-        if check is not None and not check(payload):
-            raise _not_finite(command, payload)
         try:
+            if check is not None and not check(payload):
+                raise ValueError("a number is not finite")
             return self.encode(payload)
         except UnicodeEncodeError as error:
             raise SynapError("INVALID_PAYLOAD", f"text must be encodable as UTF-8: {error}") from None
         except (TypeError, OverflowError, ValueError, RecursionError) as error:
-            raise SynapError("INVALID_PAYLOAD", f"{command.name} can't be sent: {error}") from None
+            unsent = SynapError("INVALID_PAYLOAD", f"{command.name} can't be sent: {error}")
+            raise _bad_number(command, payload) or unsent from None
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
         """Decode an answer to the command's `result` type.
@@ -333,22 +334,22 @@ def _change_each(name: str, items: List[Any], change: Callable[[Any], None]) -> 
             raise SynapError(error.code, f"{name}[{index}]: {error.message}", error.details) from None
 
 
-def _not_finite(command: c.Command, payload: Any, path: str = "") -> SynapError:
-    """Build the error for a payload with NaN or an infinity below `path`."""
+def _bad_number(command: c.Command, payload: Any, path: str = "") -> Optional[SynapError]:
+    """Build the error for a payload with NaN, an infinity or an integer beyond 64 bits below `path`; None without."""
     for name in payload.__struct_fields__:
         value = getattr(payload, name)
         entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
         for index, entry in entries:
             place = f"{path}.{name}" if index is None else f"{path}.{name}[{index}]"
             if isinstance(entry, float) and not isfinite(entry):
-                rule = _rule(command.payload, place) or "a number"
-                field = place.lstrip(".")
-                return SynapError("INVALID_PAYLOAD", f"{field} must be {rule}, got {entry!r}", {"field": field})
+                return invalid(place.lstrip("."), _rule(command.payload, place) or "a number", entry)
+            if isinstance(entry, int) and not -(2**63) <= entry < 2**64:
+                return invalid(place.lstrip("."), "a number of 64 bits", entry)
             if isinstance(entry, Struct):
-                check = numbers_check(type(entry))
-                if check is not None and not check(entry):
-                    return _not_finite(command, entry, place)
-    raise AssertionError("every number in it is finite")
+                error = _bad_number(command, entry, place)
+                if error is not None:
+                    return error
+    return None
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`", re.DOTALL)
