@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -310,6 +311,32 @@ def test_a_file_that_changes_is_read_again(serve: Serve, tmp_path: Path, ask: bo
     service.signal(signal.SIGUSR2)
     assert speak(service, file.keys["ops"]).do("kv.exists", key="a").status == 200
     assert service.stop() == 0
+
+
+def test_a_file_that_could_not_be_read_is_read_once_it_can_be(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml")
+    service = serve("--keys-file", str(file.path), "--handshake-timeout", "0.2")  # a look each 0.05 s
+    worker = speak(service, file.keys["worker"])
+
+    def replace(text: str, mode: int) -> None:
+        new = tmp_path / "new.toml"
+        new.write_text(text)
+        new.chmod(mode)
+        new.replace(file.path)
+
+    copy = tmp_path / "copy.toml"
+    shutil.copy(file.path, copy)
+    keyfile.remove(copy, "worker")
+    without = copy.read_text()
+    replace(without + "nonsense = [", 0o600)
+    wait_for(lambda: "not TOML" in "".join(service.output))
+    replace(without, 0o644)
+    wait_for(lambda: "chmod 0600" in "".join(service.output))
+    assert worker.do("queue.stats", queue="a").status == 403
+    file.path.chmod(0o600)
+    wait_for(lambda: worker.do("queue.stats", queue="a").status == 401)
+    said = "".join(service.output)
+    assert (said.count("not TOML"), said.count("chmod 0600")) == (1, 1)
 
 
 @contextmanager

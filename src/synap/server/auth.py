@@ -78,22 +78,22 @@ class Keys:
             self._numbered += 1
         return digest, Access(f"key {self._numbered - 1}" if known is None else known.name, admin, digest=digest)
 
-    def _stamps(self) -> list[tuple[int, int, int] | None]:
-        stamps: list[tuple[int, int, int] | None] = []
+    def _stamps(self) -> list[tuple[int, ...] | None]:
+        stamps: list[tuple[int, ...] | None] = []
         for path in (self._config.api_key_file, self._config.admin_key_file, self._config.keys_file):
             try:
                 status = None if path is None else os.stat(path)
             except OSError:
                 status = None
-            stamps.append(None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino))
+            stamps.append(
+                None if status is None else (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+            )
         return stamps
 
     @property
     def changed(self) -> bool:
-        """Whether a file of keys has changed since this was last read."""
-        stamps = self._stamps()
-        changed, self._seen = stamps != self._seen, stamps
-        return changed
+        """Whether a file of keys has changed since all were last read; it stays so while that fails."""
+        return self._stamps() != self._seen
 
     @property
     def on(self) -> bool:

@@ -62,6 +62,8 @@ class Server(uvicorn.Server):
         """Called once it listens, and whoever supervises it was told so."""
         self._reload = False
         """Whether SIGHUP was received."""
+        self._unreadable: tuple[int, str] | None = None
+        """The version of the keys, and why the next can't be read: logged once, though tried at each sweep."""
 
     def stop(self) -> None:
         """Request shutdown; it begins at the next tick."""
@@ -196,7 +198,9 @@ class Server(uvicorn.Server):
             self.service.reload_keys()
             log.info("a file of keys has changed and was read again")
         except SynapError as error:
-            log.error("keys stay as they were: %s", error.message)
+            told, self._unreadable = self._unreadable, (self.service.keys.version, error.message)
+            if told != self._unreadable:
+                log.error("keys stay as they were: %s", error.message)
 
     async def _until(self, done: Callable[[], bool], end: float) -> None:
         """Poll `done` until `end`, answer who waits; cut subscribers that don't read, and who has all it is sent."""
