@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
@@ -14,13 +15,16 @@ from types import SimpleNamespace
 from typing import Any, Set
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from synap.server.tls import Acceptor
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
+from synap.wire.handshake import SUBPROTOCOL
 from tests.helpers.loops import loop_environment
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Native, dial, memory, pieces, read_all, read_head, wait_for
+from tests.helpers.raw import Native, dial, memory, pieces, read_all, read_head, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 MB = 1024 * 1024
@@ -141,7 +145,12 @@ def test_drops_of_a_body_do_not_keep_a_connection(hasty: ThrowawayServer) -> Non
     assert time.monotonic() - began < PATIENCE
 
 
-@pytest.mark.parametrize("sent", [b"", b"\x00", frame(Kind.REQUEST, 1, b"{}", 2)[:-1]], ids=["none", "a byte", "most"])
+MISSING = pytest.mark.parametrize(
+    "sent", [b"", b"\x00", frame(Kind.REQUEST, 1, b"{}", 2)[:-1]], ids=["none", "a byte", "most"]
+)
+
+
+@MISSING
 def test_frames_that_do_not_come_end_the_connection(prompt: ThrowawayServer, sent: bytes) -> None:
     connection = Native(prompt)
     connection.send(sent)
@@ -171,6 +180,33 @@ def test_websocket_messages_that_do_not_come_end_the_connection(prompt: Throwawa
         assert read_head(peer).startswith(b"HTTP/1.1 101 ")
         peer.sendall(sent)
         read_all(peer)
+
+
+@contextlib.contextmanager
+def frames_in_a_websocket(server: ThrowawayServer) -> Iterator[ClientConnection]:
+    url = f"ws://127.0.0.1:{server.port}/api/v1/ws"
+    greeting = {"Synap-Session": os.urandom(16).hex(), "Synap-Format": "json"}
+    with connect(url, subprotocols=[SUBPROTOCOL], additional_headers=greeting, proxy=None) as carrier:  # type: ignore[list-item]
+        yield carrier
+
+
+@MISSING
+def test_frames_that_do_not_come_end_their_websocket_too(prompt: ThrowawayServer, sent: bytes) -> None:
+    with frames_in_a_websocket(prompt) as carrier:
+        if sent:
+            carrier.send(sent)
+        assert b"took too long" in carrier.recv(PATIENCE, decode=False)
+        with pytest.raises(ConnectionClosed):
+            carrier.recv(PATIENCE)
+
+
+def test_a_websocket_of_frames_that_has_said_something_may_be_silent(prompt: ThrowawayServer) -> None:
+    with frames_in_a_websocket(prompt) as carrier, frames_in_a_websocket(prompt) as watcher:
+        carrier.send(request(1, "kv.exists", key="a"))
+        assert b'"exists":false' in carrier.recv(PATIENCE, decode=False)
+        watcher.recv(PATIENCE)  # Its time was over, which began later.
+        carrier.send(request(2, "kv.exists", key="a"))
+        assert b'"exists":false' in carrier.recv(PATIENCE, decode=False)
 
 
 @pytest.mark.parametrize(

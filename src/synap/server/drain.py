@@ -231,7 +231,7 @@ class Server(uvicorn.Server):
             _guarded(self.service.transit.look)
             _guarded(self.service.transit.end_unread, now)
             still: dict[Any, float] = {}
-            for connection in list(self.service.connections):
+            for connection in {*self.service.connections, *self.service.listeners}:  # sessions in WebSockets too
                 deadline = getattr(connection, "deadline", None)
                 if deadline is not None and deadline < now:
                     _guarded(connection.overdue)

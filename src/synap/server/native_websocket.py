@@ -34,6 +34,7 @@ async def carry(exchange: Exchange, hello: Hello, principal: Principal) -> None:
     session = NativeSession(service, hello, principal, lane="websocket")
     carrier = _Carrier(session, exchange)
     session.connection_made(carrier)
+    session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
     service.connections.discard(session)  # it is counted as a WebSocket already
     writer = asyncio.ensure_future(carrier.write_on())
     reader = asyncio.ensure_future(_read(session, carrier, exchange.receive))
