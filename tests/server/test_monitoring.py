@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,6 +19,7 @@ from synap import SynapClient, SynapError
 from synap.server import app
 from synap.testing.server import ThrowawayServer
 from tests.helpers.inside import running, service
+from tests.helpers.raw import dial, read_all
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "synap.rules.yml"
@@ -55,6 +58,67 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         with urllib.request.urlopen(f"{service.url}/metrics", timeout=20) as answer:
             text = answer.read().decode()
     return {re.split(r"[ {]", line, maxsplit=1)[0] for line in text.splitlines() if line and not line.startswith("#")}
+
+
+def http(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """A whole request of its own connection."""
+    named = {"Host": "localhost", "Connection": "close", "Content_Length": str(len(body)), **headers}
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items()]
+    return f"{method} {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
+
+
+def post(body: bytes | object, **headers: str) -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return http("POST", "/api/v1/command", data, **{"Content-Type": "application/json", **headers})
+
+
+def command(name: str, **payload: object) -> bytes:
+    return post({"command": name, "payload": payload})
+
+
+ROOM = "/api/v1/stream/subscribe"
+REFUSED = [
+    (post(b"nonsense"), "INVALID_REQUEST"),
+    (post({}, Content_Type="text/plain"), "INVALID_REQUEST"),
+    (post({}, Accept="text/plain"), "INVALID_REQUEST"),
+    (post(b"x", Content_Encoding="gzip"), "INVALID_REQUEST"),
+    (post(b"x", Content_Encoding="br"), "INVALID_REQUEST"),
+    (post(gzip.compress(bytes(11_000_000)), Content_Encoding="gzip"), "PAYLOAD_TOO_LARGE"),
+    (command("no.such"), "INVALID_COMMAND"),
+    (command("kv.set"), "INVALID_PAYLOAD"),
+    (command("kv.incr", key="text"), "WRONG_TYPE"),
+    (command("kv.mget", keys=["large"] * 80), "PAYLOAD_TOO_LARGE"),
+    (command("stream.subscribe", room="r"), "INVALID_COMMAND"),
+    (http("DELETE", "/api/v1/command?request_id=x"), "INVALID_REQUEST"),
+    (http("PUT", "/api/v1/command"), "INVALID_REQUEST"),
+    (http("GET", "/nowhere"), "INVALID_REQUEST"),
+    (http("GET", "/api/v1/ws"), "INVALID_REQUEST"),
+    (http("GET", "/api/v1/native"), "INVALID_REQUEST"),
+    (http("GET", "/api/v1/admin/backup"), "INVALID_REQUEST"),
+    (http("GET", f"{ROOM}?room=r&from_offset=x"), "INVALID_PAYLOAD"),
+    (http("GET", f"{ROOM}?room=there&from_offset=-9999999999999999999999"), "INVALID_PAYLOAD"),
+    (http("GET", "/nowhere", Upgrade="websocket", Connection="Upgrade", Sec_WebSocket_Version="13",
+          Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ=="), "INVALID_REQUEST"),
+    (b"nonsense\r\n\r\n", "INVALID_REQUEST"),
+    (b"GET /api/v1/native HTTP/1.1\r\n\r\n", "INVALID_REQUEST"),
+]  # fmt: skip
+
+
+def test_every_error_that_is_answered_counts_once() -> None:
+    with ThrowawayServer() as server, SynapClient(url=server.url) as client:
+        client.kv.set("text", "x")
+        client.kv.set("large", "x" * 900_000)
+
+        def counted() -> Counter[str]:
+            errors: dict[str, int] = client.stats()["errors"]
+            return Counter(errors)
+
+        for sent, code in REFUSED:
+            before = counted()
+            with dial(server) as peer:
+                peer.sendall(sent)
+                assert f'"code":"{code}"'.encode() in read_all(peer), sent[:200]
+            assert counted() - before == Counter({code: 1}), sent[:200]
 
 
 def test_every_metric_of_the_alerts_is_there(scraped: set[str]) -> None:

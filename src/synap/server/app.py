@@ -137,7 +137,6 @@ class App:
                 read = wire.read_request(body)
             request_id, command, payload = read
         except Unreadable as unreadable:
-            service.host.count_error(unreadable.error.code)
             await exchange.refuse(unreadable.error, unreadable.request_id)
             return
         if self._withdrawn.has(exchange.caller, request_id):
@@ -165,7 +164,8 @@ class App:
         if not call.done and not await self._answered_in_time(call, exchange, principal):
             return
         outcome = call.outcome
-        if not isinstance(outcome, SynapError):
+        failed = isinstance(outcome, SynapError)
+        if not failed:
             answer: bytes | Encoded
             if isinstance(outcome, Encoded):
                 answer, size = outcome, outcome.size
@@ -176,7 +176,7 @@ class App:
                 await exchange.answer(answer)
                 return
             outcome = service.transit.refusal(size, outcome)
-        await exchange.refuse(outcome, identity.request_id)
+        await exchange.refuse(outcome, identity.request_id, counted=failed)
 
     async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, principal: Principal) -> bool:
         """Wait for the answer; returns False where the client disconnected before, and withdraws the request."""

@@ -25,6 +25,8 @@ ABORT = "abort"
 """The key there of what ends the connection at once."""
 ADMITTED = "admitted"
 """The key there of what is called once somebody was admitted over the connection, and at its end."""
+FAILED = "failed"
+"""The key there of what counts an error by its code."""
 NAMED = 20
 """Queues and subscriptions of a client that are listed by name; further ones are only counted."""
 

@@ -311,10 +311,16 @@ class Exchange:
         await self.send_whole(body, status, self.wire.codec.content_type.encode(), extra)
 
     async def refuse(
-        self, error: SynapError, request_id: str = "", status: int = 0, extra: Iterable[Header] = ()
+        self,
+        error: SynapError,
+        request_id: str = "",
+        status: int = 0,
+        extra: Iterable[Header] = (),
+        *,
+        counted: bool = False,
     ) -> None:
-        """Send an error response."""
-        if status or error.code in ("UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "PAYLOAD_TOO_LARGE"):
+        """Send an error response, and count the error, unless it is `counted` already."""
+        if not counted:
             self.service.host.count_error(error.code)
         headers = list(extra)
         retry = error.details.get("retry_after")

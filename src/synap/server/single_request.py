@@ -162,6 +162,11 @@ class SingleRequest(Session):
     def _give_up(self, error: SynapError) -> None:
         """Finish with an error before the request is done: it may have had some of its effects, or all."""
         error.may_have_happened = self._command.has_effects
+        self._refuse(error)
+
+    def _refuse(self, error: SynapError) -> None:
+        """Finish with an error of this request's own, which is counted here."""
+        self.host.count_error(error.code)
         self._finish(error)
 
     def _unlist(self) -> None:
@@ -227,9 +232,9 @@ class SingleRequest(Session):
         if size <= LARGE:
             self._finish(answer)
         elif size > MAX_ANSWER:
-            self._finish(too_large(size, answer))
+            self._refuse(too_large(size, answer))
         elif not self._service.transit.has_room(size):
-            self._finish(self._service.transit.refusal(size, answer))
+            self._refuse(self._service.transit.refusal(size, answer))
         else:
             steps, format = None, self._wire.codec.format
             if foreign(answer, format) < LARGE:
@@ -267,4 +272,6 @@ class SingleRequest(Session):
 
     def abort(self) -> None:
         if not self._finished:
-            self._give_up(SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why"))
+            error = SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why")  # is counted
+            error.may_have_happened = self._command.has_effects
+            self._finish(error)

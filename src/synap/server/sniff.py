@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.clients import ADMITTED, RECEIVED, SUBSCRIBERS
+from synap.server.clients import ADMITTED, FAILED, RECEIVED, SUBSCRIBERS
 from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
@@ -86,8 +86,7 @@ class Sniffer(asyncio.Protocol):
                 f"{len(service.connections)} connections are open, as many as may be; nothing was done",
                 {"retry_after": 1.0},
             )
-            self._transport.write(refusal(error))
-            self._transport.close()
+            self._refuse(error)
             return
         self.deadline = asyncio.get_running_loop().time() + service.config.handshake_timeout
         service.connections.add(self)
@@ -144,6 +143,7 @@ class Sniffer(asyncio.Protocol):
 
     def _refuse(self, error: SynapError, status: int | None = None, headers: str = "") -> None:
         self.deadline = None
+        self.service.host.count_error(error.code)
         self._transport.write(refusal(error, status, headers))
         self._transport.close()
 
@@ -203,6 +203,7 @@ def http(opening: Sniffer, data: bytes) -> Taken | None:
         SUBSCRIBERS: [],
         RECEIVED: opening.service.transit.add,
         ADMITTED: opening.admitted,
+        FAILED: opening.service.host.count_error,
         CERTIFIED: opening.certified,
     }
     return Taken(PlainHttp(opening.config, opening.server_state, shared), data)

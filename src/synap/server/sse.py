@@ -100,7 +100,8 @@ async def _send(exchange: Exchange, listener: _Listener, payload: Any, gone: asy
     exchange.service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False, listener.principal)
     await listener.answered.wait()
     if listener.failed is not None:
-        raise listener.failed
+        await exchange.refuse(listener.failed, counted=True)
+        return
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-store"),

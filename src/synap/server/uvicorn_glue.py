@@ -13,7 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from synap.errors import SynapError
-from synap.server.clients import ABORT, ADMITTED, Visit
+from synap.server.clients import ABORT, ADMITTED, FAILED, Visit
 from synap.server.corked import CorkedTransport
 from synap.server.http_exchange import refusal
 from synap.server.service import Service
@@ -282,6 +282,7 @@ class PlainHttp(HttpToolsProtocol):
         cycle = self.cycle
         own = self._begun and not self._heading and not self.pipeline and cycle is not None
         if cycle is None or cycle.response_complete or (own and not cycle.response_started):
+            self.app_state[FAILED](error.code)
             self._plain_transport.write(refusal(error))
         self._plain_transport.close()
 

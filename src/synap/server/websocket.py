@@ -77,6 +77,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
 
 
 async def _reject(exchange: Exchange, error: SynapError, status: int = 0) -> None:
+    exchange.service.host.count_error(error.code)
     headers = [(b"content-type", b"application/json")]
     if error.code == "UNAUTHORIZED":
         headers.append((b"www-authenticate", b"Bearer"))
