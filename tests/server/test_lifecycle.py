@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from synap.commands import STREAM_SUBSCRIBE
 from synap.server import sockets
 from synap.server.settings import OPTIONS, ServerConfig
 from synap.storage import backup, open_host
@@ -360,6 +362,14 @@ def test_openapi_describes_every_command_and_refers_to_what_is_there(http: Http)
         place = document
         for step in reference.removeprefix("#/").split("/"):
             place = place[step]
+
+
+def test_openapi_has_all_that_an_event_stream_takes(http: Http) -> None:
+    document = http.request("GET", "/openapi.json").document
+    taken = document["paths"]["/api/v1/stream/subscribe"]["get"]["parameters"]
+    fields = {field.name: field.required for field in msgspec.structs.fields(STREAM_SUBSCRIBE.payload)}
+    assert {one["name"]: one.get("required", False) for one in taken if one["in"] == "query"} == fields
+    assert [one["name"] for one in taken if one["in"] == "header"] == ["Last-Event-ID"]
 
 
 def test_stats_for_admins(http: Http) -> None:

@@ -107,6 +107,18 @@ def test_the_oldest_message_of_queues_that_hardly_anybody_uses_has_an_age(serve:
     assert ages.pop("(others)") >= max(ages.values())
 
 
+@pytest.mark.parametrize(("further", "depth"), [(0, 2.0), (1000, 3.0)], ids=["alone", "with others"])
+def test_a_queue_named_as_the_sums_of_others_is_among_them(serve: Serve, further: int, depth: float) -> None:
+    http = Http(serve())
+    publishes = [{"command": "queue.publish", "payload": {"queue": "(others)", "message": 1}}] * 2
+    publishes += [{"command": "queue.publish", "payload": {"queue": f"n{n}", "message": 1}} for n in range(further + 1)]
+    http.post({"type": "batch", "commands": publishes})
+    scrape = http.request("GET", "/metrics").body.decode()
+    http.close()
+    assert re.findall(r'^synap_queue_depth\{queue="\(others\)"\} (\S+)$', scrape, re.MULTILINE) == [str(depth)]
+    assert scrape.count('synap_queue_oldest_message_age_seconds{queue="(others)"} ') == 1
+
+
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| `(synap_\w+)` \| (\w+) \| ([^|]+) \| (.+) \|$", re.MULTILINE)
 

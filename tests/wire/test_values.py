@@ -178,6 +178,14 @@ def test_a_refusal_says_what_was_wrong_and_what_would_be_right(body: bytes, word
     assert words in refused.value.message
 
 
+def test_a_refusal_names_an_extension_type_of_messagepack() -> None:
+    extension = msgspec.msgpack.Ext(5, b"abcd")
+    for key, shown in ((extension, "extension type 5"), ([extension], "[extension type 5]")):
+        with pytest.raises(SynapError) as refused:
+            MSGPACK.decode_payload(c.KV_GET, msgspec.msgpack.encode({"key": key}))
+        assert refused.value.message == f"key must be a string of 1 to 1,024 bytes of UTF-8, got {shown}"
+
+
 def test_a_refusal_takes_and_says_little_of_what_was_sent() -> None:
     """A request of 32 KB took a second, and one of twice the length four: the square of a name's length."""
     names = ["\n" + " - at `$" * 10_000 + "\n", " - at `$" * 10_000, "\n" * 100_000, "x" * 100_000]

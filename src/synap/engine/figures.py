@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 1000
 """Default number of queues, and of rooms, that have figures of their own: those used most."""
 OTHERS = "(others)"
-"""The label of the sums of all further ones, in metrics; no name looks like it."""
+"""The label of the sums of all further ones, in metrics; one of that very name is always among them."""
 EVERY = 100
 """Queues or rooms that one step goes over."""
 
@@ -126,8 +126,9 @@ def _rows(things: List[Any], figures: Callable[[Any], Dict[str, int]], most: Opt
             row = figures(thing)
             for name, value in row.items():
                 sums[name] = sums.get(name, 0) + value
-            entry = (sum(row.values()), -number, (thing, row))
-            (wanted if named is not None and named(thing.name) else kept).append(entry)
+            if thing.name != OTHERS:
+                entry = (sum(row.values()), -number, (thing, row))
+                (wanted if named is not None and named(thing.name) else kept).append(entry)
         if len(kept) > 2 * most:
             kept = nlargest(most, kept, key=itemgetter(0, 1))
         yield

@@ -150,12 +150,15 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_topic_published", "Messages published to topics.", stats["topic_published_total"])
     yield _counter("synap_topic_delivered", "Deliveries to subscribers of topics.", stats["topic_delivered_total"])
     now = time.time()
-    queues = {**stats["queues"], OTHERS: stats.get("queues_others", {})}
     yield _gauges(
         "synap_queue_oldest_message_age_seconds",
         "How long the oldest ready message has been ready.",
         "queue",
-        {name: max(now - row["oldest"], 0.0) for name, row in queues.items() if row.get("oldest") is not None},
+        {
+            name: max(now - row["oldest"], 0.0)
+            for name, row in _rows("queue", stats).items()
+            if row.get("oldest") is not None
+        },
     )
     yield from _named("queue", stats, QUEUES, QUEUE_TOTALS)
     yield from _named("room", stats, ROOMS, ROOM_TOTALS)
@@ -185,12 +188,9 @@ def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
 
 
 def _named(what: str, stats: dict[str, Any], gauges: dict[str, str], totals: dict[str, str]) -> Iterable[Metric]:
-    figures: dict[str, dict[str, Any]] = stats[f"{what}s"]
+    figures = _rows(what, stats)
     yield _gauge(f"synap_{what}s", f"How many {what}s there are.", stats.get(f"{what}s_total", len(figures)))
     counted = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
-    others = stats.get(f"{what}s_others")
-    if others:
-        figures = {**figures, OTHERS: others}
     for name in (*gauges, *counted):
         family = _counters if name in counted else _gauges
         yield family(
@@ -199,6 +199,13 @@ def _named(what: str, stats: dict[str, Any], gauges: dict[str, str], totals: dic
             what,
             {key: row[name] for key, row in figures.items()},
         )
+
+
+def _rows(what: str, stats: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the figures of queues, or rooms, that have their own, and the sums of the others, where there are any."""
+    figures: dict[str, dict[str, Any]] = stats[f"{what}s"]
+    others = stats.get(f"{what}s_others")
+    return {**figures, OTHERS: others} if others else figures
 
 
 def _labelled(

@@ -16,7 +16,7 @@ _TEMPLATE = "#/components/schemas/{name}"
 _REQUEST_ID = {"type": ["string", "null"], "maxLength": 256}
 _NUMBERED = {"type": "string", "pattern": "^[0-9a-f]{32}:[0-9]{1,18}$"}
 _OFFSET = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
-_ROOM = {"type": "string", "minLength": 1, "maxLength": 256, "description": "At most 256 bytes of UTF-8."}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 256, "description": "At most 256 bytes of UTF-8."}
 
 
 def describe(*, keys: bool = False) -> dict[str, Any]:
@@ -188,9 +188,11 @@ def _paths() -> dict[str, Any]:
         "responses": {"200": _content("It is taken back.", "Response"), **_errors()},
     }
     query = [
-        {"name": "room", "in": "query", "required": True, "schema": _ROOM},
+        {"name": "room", "in": "query", "required": True, "schema": _NAME},
         {"name": "from_offset", "in": "query", "schema": _OFFSET},
         {"name": "replay", "in": "query", "schema": {"type": "boolean"}},
+        {"name": "name", "in": "query", "schema": _NAME},
+        {"name": "Last-Event-ID", "in": "header", "schema": _OFFSET},
     ]
     upgrade = {"426": _content("An Upgrade is needed.", "Response")}
     error = {"default": {"$ref": "#/components/responses/Error"}}
@@ -220,7 +222,7 @@ def _paths() -> dict[str, Any]:
             "The state of the service; needs no key.",
             {
                 "200": _plain("It serves.", "application/json", "object"),
-                "503": _plain("It stops.", "application/json", "object"),
+                "503": _plain("It is degraded or draining.", "application/json", "object"),
             },
             security=[],
         ),

@@ -12,7 +12,7 @@ import os
 import re
 from functools import partial
 from math import isfinite
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -33,6 +33,16 @@ SEVERAL = 100
 """Small values that are decoded in one step."""
 
 
+class _Extension(NamedTuple):
+    """A value of one of MessagePack's extension types, which nothing takes."""
+
+    type: int
+    content: memoryview
+
+    def __repr__(self) -> str:
+        return f"extension type {self.type}"
+
+
 class Codec:
     """The encoders and decoders of one format. Immutable, so safe to share between threads."""
 
@@ -42,7 +52,8 @@ class Codec:
         self.content_type = f"application/{format}"
         self.empty = b"{}" if format == "json" else b"\x80"
         self.encode: Callable[[Any], bytes] = module.Encoder(enc_hook=values.plain).encode
-        self.decode: Callable[[Any], Any] = module.Decoder().decode
+        hooks = {} if format == "json" else {"ext_hook": _Extension}
+        self.decode: Callable[[Any], Any] = module.Decoder(**hooks).decode
         self._show = values.TO_MESSAGE[format]
         decoder = module.Decoder
         self.keep = keep = values.TO_STORED[format]
