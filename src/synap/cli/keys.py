@@ -79,9 +79,9 @@ def list_(path: str) -> None:
 @click.argument("name")
 @in_file
 def revoke(path: str, name: str) -> None:
-    """Remove a key from the file. Services close its connections within seconds."""
+    """Remove a key from the file. Services that read it there close its connections within seconds."""
     keyfile.remove(path, name)
-    click.echo(f"{name} is revoked; running services notice within seconds", err=True)
+    click.echo(f"{name} is revoked; services that read {path} notice within seconds", err=True)
 
 
 @keys.command(
