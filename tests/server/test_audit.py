@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
 from synap import SynapClient
+from synap.host import EngineHost, jobs
 from synap.server import audit as audit_module
 from synap.server.audit import Audit
+from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
@@ -23,6 +27,7 @@ from tests.helpers import inside
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Native, request, wait_for
+from tests.server.test_withdrawn import Http, host_of, http, until
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -205,6 +210,139 @@ async def test_who_watches_the_figures_is_told_though_that_had_to_wait(tmp_path:
     place.watch.stop()
 
 
+# ------------------------------------------------------------------------------------------ requests with one id
+
+SESSION = "a" * 32
+DELETE = {"command": "queue.delete", "payload": {"queue": "q"}, "request_id": f"{SESSION}:1"}
+DECOY = {"command": "queue.stats", "payload": {"queue": "missing"}, "request_id": f"{SESSION}:1"}
+WHICH = f"/api/v1/command?request_id={SESSION}:1"
+
+
+def told(path: Path) -> list[tuple[str, str]]:
+    return [(line["what"], line["outcome"]) for line in audit_lines(path)]
+
+
+def queues(place: Service) -> set[str]:
+    return set(host_of(place).engine.stats()["queues"])
+
+
+def go_on(host: EngineHost) -> None:
+    """End what others wait for."""
+    host.jobs.exclusive = False
+    while host.busy:
+        host.work()
+
+
+@asynccontextmanager
+async def audited(tmp_path: Path, **given: Any) -> AsyncIterator[tuple[Service, int, Path]]:
+    """A service with the queue `q`, its port and its audit log, which has a line of that."""
+    path = tmp_path / "audit.jsonl"
+    place = inside.service(ServerConfig(audit_log=str(path)), **given)
+    inside.line(place).receive(request(1, "queue.create", queue="q"))
+    async with inside.running(place) as port:
+        yield place, port, path
+    assert not place.awaited
+
+
+async def ask(caller: Http, body: Any) -> Any:
+    caller.ask("POST", "/api/v1/command", body)
+    return await asyncio.wait_for(caller.answer(), PATIENCE)
+
+
+@pytest.mark.parametrize("other", ["answered", "withdrawn", "gone"])
+async def test_a_deletion_that_waits_has_its_line_whatever_else_has_its_id(other: str, tmp_path: Path) -> None:
+    """The other request took the line away."""
+    async with audited(tmp_path) as (place, port, path), http(port) as caller:
+        host = host_of(place)
+        host.busy = host.jobs.exclusive = True
+        caller.ask("POST", "/api/v1/command", DELETE)
+        await until(lambda: len(host.jobs.waiting) == 1)
+        async with http(port) as decoy:
+            decoy.ask("POST", "/api/v1/command", DECOY)
+            await until(lambda: len(host.jobs.waiting) == 2)
+            if other == "withdrawn":
+                async with http(port) as third:
+                    third.ask("DELETE", WHICH)
+                    assert (await third.answer())["success"]
+            if other != "gone":
+                go_on(host)
+                assert "error" in await asyncio.wait_for(decoy.answer(), PATIENCE)
+        if other == "gone":
+            await until(lambda: len(place.waiting) == 1)
+            go_on(host)
+        assert (await asyncio.wait_for(caller.answer(), PATIENCE))["payload"]["deleted"]
+        assert told(path) == [("queue.create", "ok"), ("queue.delete", "ok")]
+
+
+async def test_a_deletion_that_is_sent_again_on_a_new_connection_before_its_turn_has_one_line(tmp_path: Path) -> None:
+    async with audited(tmp_path) as (place, port, path), http(port) as again:
+        host = host_of(place)
+        host.busy = host.jobs.exclusive = True
+        async with http(port) as first:
+            first.ask("POST", "/api/v1/command", DELETE)
+            await until(lambda: place.waiting)
+        again.ask("POST", "/api/v1/command", DELETE)
+        await until(lambda: len(host.jobs.waiting) == 2 and len(place.waiting) == 1)
+        go_on(host)
+        assert (await asyncio.wait_for(again.answer(), PATIENCE))["payload"]["deleted"]
+        assert told(path) == [("queue.create", "ok"), ("queue.delete", "ok")]
+
+
+@pytest.mark.parametrize("other", ["read", "write"])
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "gone"])
+async def test_a_batch_is_told_with_its_own_outcomes_whatever_else_has_its_id(
+    other: str, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the other one was told as that of all commands; a write is answered as the batch is."""
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    async with audited(tmp_path, soon=later.append) as (place, port, path), http(port) as decoy:
+        deletions = [{"command": "queue.delete", "payload": {"queue": "q"}}] * 3
+        running = host_of(place).jobs.running
+        async with http(port) as caller:
+            caller.ask(
+                "POST", "/api/v1/command", {"type": "batch", "commands": deletions, "request_id": f"{SESSION}:1"}
+            )
+            await until(lambda: running)
+            if not stays:
+                caller.writer.close()
+                await until(lambda: not running[0].session.wanted())
+            if other == "read":
+                assert "error" in await ask(decoy, DECOY)
+            else:
+                decoy.ask("POST", "/api/v1/command", {**DELETE, "payload": {"queue": "r"}})
+                await until(lambda: running[0].earlier)
+            while later:
+                later.pop(0)()
+            if stays:
+                assert len((await asyncio.wait_for(caller.answer(), PATIENCE))["results"]) == 3
+        assert told(path)[1:] == [("queue.delete", "ok"), *[("queue.delete", "QUEUE_NOT_FOUND")] * 2]
+
+
+async def test_what_is_answered_as_an_earlier_request_was_is_not_told_as_done(tmp_path: Path) -> None:
+    async with audited(tmp_path) as (_, port, path), http(port) as caller:
+        stored = {"command": "kv.set", "payload": {"key": "k", "value": 1}, "request_id": f"{SESSION}:1"}
+        first = await ask(caller, stored)
+        assert await ask(caller, DELETE) == first
+        assert told(path) == [("queue.create", "ok")], "nothing was deleted"
+        again = {**DELETE, "request_id": f"{SESSION}:2"}
+        assert await ask(caller, again) == await ask(caller, again)
+        assert told(path) == [("queue.create", "ok"), ("queue.delete", "ok")]
+
+
+async def test_what_is_not_done_again_in_a_batch_is_not_told_as_done(tmp_path: Path) -> None:
+    async with audited(tmp_path) as (place, port, path), http(port) as caller:
+        items = [
+            {"command": "queue.create", "payload": {"queue": name}, "number": number}
+            for name, number in (("a", 8), ("b", 8), ("c", 9))
+        ]
+        batch = {"type": "batch", "commands": items, "request_id": f"{SESSION}:1"}
+        for _ in range(2):
+            assert all(one["status"] == "success" for one in (await ask(caller, batch))["results"])
+        assert queues(place) == {"q", "a", "c"}
+        assert [line["names"] for line in audit_lines(path)] == [["q"], ["a"], ["c"]]
+
+
 async def post(port: int, body: object) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()
@@ -229,3 +367,59 @@ def test_refusals_in_the_audit_log_are_few_and_say_how_many_were_left_out(tmp_pa
     assert sum(line.get("left_out", 0) for line in lines) + len(lines) == 5_001
     audit.done({"key": "ops", "address": "127.0.0.1", "lane": "http"}, "backup", "ok")
     assert audit_lines(tmp_path / "audit.jsonl")[-1]["what"] == "backup", "what was done is never left out"
+
+
+# ------------------------------------------------------------------------------------------ a full disk
+
+
+class Disk:
+    """Takes of each write as much as there is room for."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.data = b""
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        taken, self.room = data[: self.room], max(0, self.room - len(data))
+        if not taken:
+            raise OSError(28, "No space left on device")
+        self.data += taken
+        return len(taken)
+
+
+def test_what_a_full_disk_does_not_take_is_logged_and_the_next_line_stands_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of a write was lost without a word, and the next line began in the middle of that one."""
+    audit = Audit(str(tmp_path / "audit.jsonl"))
+    disk = Disk(10_000)
+    monkeypatch.setattr(audit_module, "os", SimpleNamespace(write=disk.write))
+    audit.done({"key": "ops"}, "line", "ok")
+    line = len(disk.data)
+    for room in range(2 * line + 1):
+        caplog.clear()
+        disk.data, disk.room = b"", room
+        audit.done({"key": "ops"}, "line", "ok")
+        audit.done({"key": "ops"}, "line", "ok")
+        disk.room = 10_000
+        audit.done({"key": "ops"}, "next", "ok")
+        *before, last = disk.data.decode().splitlines()
+        assert json.loads(last)["what"] == "next"
+        whole = [one for one in before if one.endswith("}")]
+        assert len(whole) == (room + 1) // line
+        assert len(before) - len(whole) == ((room + 1) % line > 1)
+        assert caplog.text.count("can't be written: No space left on device") == 2 - room // line
+
+
+def test_a_write_that_takes_several_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    audit = Audit(str(tmp_path / "audit.jsonl"))
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append(data[:7])
+        return len(written[-1])
+
+    monkeypatch.setattr(audit_module, "os", SimpleNamespace(write=write))
+    for what in ("one", "two"):
+        audit.done({"key": "ops"}, what, "ok")
+    assert [json.loads(line)["what"] for line in b"".join(written).splitlines()] == ["one", "two"]

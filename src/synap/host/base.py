@@ -138,6 +138,9 @@ class Session(Caller):
     def dropped(self, number: Number) -> None:
         """Called when a request that had to wait for its turn is dropped: nothing of it was done."""
 
+    def repeated(self, number: Number, place: Optional[int] = None) -> None:
+        """Called when a write isn't executed, since it was before: it is answered as that is. `place`: in a batch."""
+
     def lane_name(self) -> str:
         """Return the name of the lane in metrics."""
         return "local"

@@ -245,6 +245,7 @@ class Batching(Measured):
             if session.session:
                 answer = host.engine.recall(session.session, number)
                 if answer is not MISSING:
+                    session.repeated(self.number, len(self.outcomes))
                     return answer
             if host.refuses(command):
                 raise host.refusal()

@@ -95,6 +95,7 @@ class EngineHost(LoggedHost):
             if retried and command.writes and session.session:
                 answer = self.engine.recall(session.session, number)
                 if answer is not MISSING:
+                    session.repeated(number)
                     session.answer(number, answer)
                     return
                 job = self.jobs.of_request(session.session, number)

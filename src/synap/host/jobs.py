@@ -51,7 +51,7 @@ class Job:
     def __init__(self, session: Session, number: Number, command: Command, steps: Steps, size: int) -> None:
         self.session = session
         self.earlier: List[Session] = []
-        """Who sent the request before, and waits for its answer, too."""
+        """Who sent the request before, and is answered, too: the first one, and all who still wait for it."""
         self.number = number
         self.command = command
         self.steps = steps
@@ -137,7 +137,8 @@ class Jobs:
         if before is not session:
             self._count(session, 1)
             self._count(before, -1)
-            if before.wanted():
+            session.repeated(job.number)
+            if before.wanted() or not job.earlier:
                 job.earlier.append(before)
             before.go_on()
 

@@ -22,7 +22,6 @@ from synap.engine.callers import Steps, run
 from synap.errors import SynapError
 from synap.host import REFUSE, Session
 from synap.server.rates import Bucket
-from synap.wire.codec import Codec
 
 log = logging.getLogger("synap.server")
 
@@ -45,6 +44,8 @@ class Audit:
         self._unfinished: dict[Steps, None] = {}
         """Of batches that were executed, the lines still to be written."""
         self._descriptor = -1
+        self._torn = ""
+        """What comes before the next line: a newline where the last one is there in part."""
         self.reopen()
 
     def reopen(self) -> None:
@@ -64,6 +65,8 @@ class Audit:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = opened
+        if not os.fstat(opened).st_size:
+            self._torn = ""
 
     def refused(self, code: str, who: Mapping[str, str], what: str, names: Sequence[str] = ()) -> None:
         """Record a refusal."""
@@ -74,22 +77,21 @@ class Audit:
         self._left_out = 0
         self._put([_line(_head(who), what, names, code, extra)])
 
-    def executed(
-        self, session: Session, command: Command, payload: Any, what: int, content: Any, who: Mapping[str, str]
-    ) -> None:
+    def executed(self, entry: Entry, what: int, content: Any) -> None:
         """Record an executed command, or the audited commands of a batch, some of them later: in turns.
 
         `what` and `content`: its outcome, `ANSWER` with the answer or `REFUSE` with the error.
         """
         refusal = content.code if what == REFUSE else "ok"
+        command, head = entry.command, _head(entry.who)
         if not command.bundle:
-            self._put([_line(_head(who), command.name, command.names(payload) or (), refusal)])
+            self._put([_line(head, command.name, command.names(entry.payload) or (), refusal)])
             return
-        steps = self._lines(session.codec, payload, content, refusal, _head(who))
+        steps = self._lines(entry, content, refusal, head)
         if next(steps, steps) is steps:
             return
         self._unfinished[steps] = None
-        session.hold(self._rest(steps))
+        entry.session.hold(self._rest(steps))
 
     def _rest(self, steps: Steps) -> Steps:
         try:
@@ -106,13 +108,14 @@ class Audit:
             except Exception:  # the other batches have lines too
                 log.exception("the audit log lacks lines of a batch")
 
-    def _lines(self, codec: Codec, payload: Any, content: Any, refusal: str, head: str) -> Steps:
+    def _lines(self, entry: Entry, content: Any, refusal: str, head: str) -> Steps:
         """Record the audited commands of a batch, in steps."""
         lines: list[str] = []
+        codec = entry.session.codec
         outcomes = content.results if isinstance(content, BatchAnswer) else repeat(None)
-        for item, outcome in zip(payload.commands, outcomes):
+        for place, (item, outcome) in enumerate(zip(entry.payload.commands, outcomes)):
             one = COMMANDS.get(item.command)
-            if one is not None and one.audited:
+            if one is not None and one.audited and place not in entry.repeated:
                 error = None if outcome is None else outcome.error
                 result = refusal if outcome is None else "ok" if error is None else error.code
                 if result == "FORBIDDEN":
@@ -133,10 +136,36 @@ class Audit:
         self._put([_line(_head(who), what, (), outcome)])
 
     def _put(self, lines: list[str]) -> None:
+        left = (self._torn + "".join(lines)).encode()
         try:
-            os.write(self._descriptor, "".join(lines).encode())
+            while left:
+                count = os.write(self._descriptor, left)
+                self._torn = "" if left[:count].endswith(b"\n") else "\n"
+                left = left[count:]
         except OSError as error:
             log.error("the audit log can't be written: %s", error.strerror)
+
+
+class Entry:
+    """What the log has to tell of a command once its outcome is known. `who`: as in the methods of `Audit`."""
+
+    __slots__ = ("_audit", "command", "payload", "repeated", "session", "who")
+
+    def __init__(self, audit: Audit, session: Session, command: Command, payload: Any, who: Mapping[str, str]) -> None:
+        self._audit = audit
+        self.session = session
+        self.command = command
+        self.payload = payload
+        self.who = who
+        self.repeated: set[int] = set()
+        """Places in a batch of what isn't executed, since it was before."""
+
+    def write(self, what: int, content: Any) -> None:
+        """Write it, with the outcome."""
+        try:
+            self._audit.executed(self, what, content)
+        except Exception:  # of a bug; it was executed, and is answered so
+            log.exception("the audit log lacks a %s", self.command.name)
 
 
 def _head(who: Mapping[str, str]) -> str:

@@ -315,7 +315,10 @@ class NativeSession(NativeRequests, asyncio.Protocol):
         return not (self.closed or self._stops & OVER)
 
     def dropped(self, number: Number) -> None:
-        self._service.awaited.pop((self.session, number), None)
+        self._service.awaited.pop((self, number), None)
+
+    def repeated(self, number: Number, place: int | None = None) -> None:
+        self._service.record_repeated(self, number, place)
 
     def go_on(self) -> None:
         working = self._service.transit.working

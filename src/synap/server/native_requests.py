@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, cast
 
 from synap.commands import BY_CODE, Command
@@ -168,14 +169,15 @@ class NativeRequests(NativeOutput):
             raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
         # Subscribing is executed again on a new connection, whatever was answered on the old one.
         retried = bool(flags & RETRY) and not command.pushes
-        self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
-        if service.audit is not None and (command.audited or command.bundle):
-            if payload is None:
-                try:
-                    payload = self.codec.decode_payload(command, body, hint=False)
-                except SynapError:
-                    return  # which was its answer
+        before = len(self.output)
+        if service.audit is not None and command.audited and payload is None:
+            with suppress(SynapError):  # which will be its answer
+                service.note(self, id, command, self.codec.decode_payload(command, body, hint=False), principal)
+        else:
             service.note(self, id, command, payload, principal)
+        self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
+        if service.awaited:
+            service.record_outcomes(self, self.output[before:])
 
     def _refuse_connection(self, fault: SynapError) -> None:
         """End the connection because of what its peer sent: report the error after all earlier output, and close."""

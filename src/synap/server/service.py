@@ -30,7 +30,7 @@ from synap.errors import PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Output, Session
 from synap.host.base import figures
 from synap.server import clients
-from synap.server.audit import Audit
+from synap.server.audit import Audit, Entry
 from synap.server.auth import Keys, gone
 from synap.server.grants import Access
 from synap.server.origins import Origins
@@ -159,8 +159,8 @@ class Service:
         self.durable = durable
         self.config = config
         self.keys = Keys(config, clock)
-        self.awaited: dict[tuple[Any, Any], Callable[[int, Any], None]] = {}
-        """Callbacks of the audit log for requests in flight, by (session, number)."""
+        self.awaited: dict[tuple[Session, Number], Entry] = {}
+        """What the audit log has to tell of requests in flight, by the very session, as callers choose its name."""
         self.origins = Origins(config)
         self._rates = Rates(config.rate_limit or math.inf, clock)
         self._sizes = Rates(math.inf, clock, counted="bytes")
@@ -289,47 +289,43 @@ class Service:
         raise PermissionDeniedError("FORBIDDEN", why)
 
     def note(self, session: Session, number: Any, command: Command, payload: Any, principal: Principal) -> None:
-        """Write a command that was just executed to the audit log, once its outcome is known."""
-        audit = self.audit
-        if audit is None or not (command.audited or command.bundle):
-            return
+        """Have a command that is executed now written to the audit log, once its outcome is known."""
+        if self.audit is not None and (command.audited or command.bundle):
+            self.awaited[session, number] = Entry(self.audit, session, command, payload, principal.audit_fields())
+            if len(self.awaited) > MOST_AWAITED:
+                oldest = next(iter(self.awaited))
+                self._record(
+                    *oldest, REFUSE, SynapError(UNDER_WAY, "too many requests are in flight to await them all")
+                )
 
-        def record(what: int, content: Any) -> None:
-            try:
-                audit.executed(session, command, payload, what, content, principal.audit_fields())
-            except Exception:  # of a bug; it was executed, and is answered so
-                log.exception("the audit log lacks a %s", command.name)
-
-        for what, whose, content, _ in reversed(session.output):
-            if whose == number and what in (ANSWER, REFUSE):
-                record(what, content)
-                return
-        self.awaited[session.session or session, number] = record
-        if len(self.awaited) > MOST_AWAITED:
-            oldest = self.awaited.pop(next(iter(self.awaited)))
-            oldest(REFUSE, SynapError(UNDER_WAY, "too many requests are in flight to await them all"))
+    def _record(self, session: Session, number: Any, what: int, content: Any) -> None:
+        entry = self.awaited.pop((session, number), None)
+        if entry is not None:
+            entry.write(what, content)
 
     def record_outcomes(self, session: Session, output: list[Output]) -> None:
-        """Pass delivered outcomes to the audit log, where it waits for them."""
+        """Pass outcomes to the audit log, where it waits for them."""
         for what, number, content, _ in output:
             if what in (ANSWER, REFUSE):
-                record = self.awaited.pop((session.session or session, number), None)
-                if record is not None:
-                    record(what, content)
+                self._record(session, number, what, content)
 
     def record_withdrawn(self, session: Session, number: Number | None = None) -> None:
         """Tell the audit log of a session's requests that wait, or of one of them: they are given up half-way."""
         if self.awaited:
             for one in session.waiting if number is None else session.waiting & {number}:
-                record = self.awaited.pop((session.session or session, one), None)
-                if record is not None:
-                    record(REFUSE, SynapError(WITHDRAWN, "given up by its caller"))
+                self._record(session, one, REFUSE, SynapError(WITHDRAWN, "given up by its caller"))
+
+    def record_repeated(self, session: Session, number: Number, place: int | None) -> None:
+        """Have the audit log leave out a request, or the one at a place of a batch, that is not executed again."""
+        if place is None:
+            self.awaited.pop((session, number), None)
+        elif (session, number) in self.awaited:
+            self.awaited[session, number].repeated.add(place)
 
     def record_unfinished(self) -> None:
         """Tell the audit log of all requests that a stop cuts off."""
-        awaited, self.awaited = self.awaited, {}
-        for record in awaited.values():
-            record(REFUSE, SynapError(WITHDRAWN, "cut off by a stop"))
+        for session, number in list(self.awaited):
+            self._record(session, number, REFUSE, SynapError(WITHDRAWN, "cut off by a stop"))
 
     def check_connections(self, access: Access) -> None:
         """Raise `RATE_LIMIT_EXCEEDED` for a connection beyond the key's quota."""
@@ -413,8 +409,10 @@ class Service:
         self, session: Session, number: Any, command: Command, payload: Any, retried: bool, principal: Principal
     ) -> None:
         """Execute a request with a decoded payload, as a turn of its own."""
-        self.host.execute(session, number, command, payload, retried, decoded=True)
         self.note(session, number, command, payload, principal)
+        self.host.execute(session, number, command, payload, retried, decoded=True)
+        if self.awaited:
+            self.record_outcomes(session, session.output)
         self.host.end_turn()
 
     async def flowing(self) -> None:

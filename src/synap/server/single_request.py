@@ -193,8 +193,11 @@ class SingleRequest(Session):
         self._service.check(command, payload, self._principal)
 
     def dropped(self, number: Number) -> None:
-        self._service.awaited.pop((self.session or self, number), None)
+        self._service.awaited.pop((self, number), None)
         self._service.transit.working.pop(self, None)
+
+    def repeated(self, number: Number, place: int | None = None) -> None:
+        self._service.record_repeated(self, number, place)
 
     def lane_name(self) -> str:
         return "http"
