@@ -41,13 +41,14 @@ MANY = [{"key": f"many{number}", "value": number} for number in range(1_200)]
 class WebSocket:
     """One WebSocket to the application, without a network."""
 
-    def __init__(self, place: Service, deaf: bool) -> None:
+    def __init__(self, place: Service, deaf: bool = False, **headers: str) -> None:
+        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         self.messages: asyncio.Queue[Any] = asyncio.Queue()
         self.messages.put_nowait({"type": "websocket.connect"})
         self._deaf = deaf
         self._over = asyncio.Event()
         scope = {"type": "websocket", "path": "/api/v1/ws", "query_string": b"", "subprotocols": []}
-        scope |= {"headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)}
+        scope |= {"headers": [(b"host", b"localhost"), *given], "client": ("127.0.0.1", 1)}
         self.task = asyncio.ensure_future(App(place)(scope, self.messages.get, self._send))
 
     async def _send(self, message: Any) -> None:

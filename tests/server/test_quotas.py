@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,14 +14,19 @@ import pytest
 from websockets.sync.client import connect
 
 from synap.server.grants import Quota
+from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import MAX_ANSWER, Kind
 from synap.wire.handshake import Hello, greet
+from tests.helpers import inside
 from tests.helpers.frames import FrameReader
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Native, dial, read_head, request, wait_for
 from tests.helpers.still_rates import StillRates
+from tests.server.test_balance import WebSocket
+from tests.server.test_translations import Asgi
+from tests.server.test_withdrawn import host_of, until
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -70,6 +76,37 @@ def test_what_waits_over_plain_http_is_counted_over_all_connections_of_a_key(ser
     assert first.connection.getresponse().status == 200
     other.do("queue.publish", queue="q", message=2)
     assert second.post(consume).payload["message"] == 2
+
+
+@pytest.mark.parametrize("lane", ["http", "websocket"])
+async def test_what_came_behind_an_exclusive_job_waits_within_that_quota(lane: str, tmp_path: Path) -> None:
+    """None of it waited yet when it came, and nobody looked when it began to."""
+    file = File(tmp_path / "keys.toml", {"few": ["*:*:*"]}, few=Quota(waiting=1))
+    place = inside.service(ServerConfig(keys_file=str(file.path)))
+    host = host_of(place)
+    consume = json.dumps({"command": "queue.consume", "payload": {"queue": "q", "timeout": 60}}).encode()
+    headers = {"content_type": "application/json", "x_api_key": file.keys["few"]}
+    host.busy = host.jobs.exclusive = True
+    if lane == "http":
+        asked = [Asgi(place, consume, **headers) for _ in range(3)]
+    else:
+        socket = WebSocket(place, x_api_key=file.keys["few"])
+        for _ in range(3):
+            socket.ask(consume, "json")
+    await until(lambda: len(host.jobs.waiting) == 3)
+    host.jobs.exclusive = False
+    while host.busy:
+        host.work()
+    assert len(host.engine.deliveries.waiting) == 1
+    assert host.errors["RATE_LIMIT_EXCEEDED"] == 2
+    if lane == "http":
+        for one in asked:
+            one.gone.set()
+        await asyncio.gather(*(one.task for one in asked))
+    else:
+        socket.abort()
+        await socket.task
+    assert not host.engine.deliveries.waiting
 
 
 def test_what_is_under_way_without_waiting_for_a_message_is_no_part_of_that_quota(serve: Serve, tmp_path: Path) -> None:

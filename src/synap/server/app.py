@@ -150,9 +150,6 @@ class App:
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))
         try:
-            access = principal.access
-            same = (one for one, caller in service.waiting.items() if caller.access.name == access.name)
-            service.check_quota(command, access, 0, same)  # a connection has one request at a time
             call.begin(service, command, payload, principal, exchange.bucket, len(body))
         except SynapError as error:
             await exchange.refuse(error, identity.request_id)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import re
 import secrets
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from synap.commands import Command
@@ -92,10 +93,11 @@ class SingleRequest(Session):
     ) -> None:
         """Execute the request, of `size` bytes; its answer may come later. Raises where it is refused before that."""
         service.allow(command, payload, principal)
+        self._principal = principal
+        service.check_quota(command, principal.access, 0, self.beside())
         if bucket is not None and command.bundle:
             bucket.charge(len(payload.commands) - 1)
         self.permit = principal.access.permit
-        self._principal = principal
         if command.pushes or command.ends is not None:
             raise SynapError(
                 "INVALID_COMMAND",
@@ -179,6 +181,11 @@ class SingleRequest(Session):
         """The connection that it came over, as far as that may have several requests under way."""
         return self
 
+    def beside(self) -> Iterable[Session]:
+        """Return what may wait at the same time, over all connections of its key: each has one request at a time."""
+        name = self._principal.access.name
+        return (one for one, caller in self._service.waiting.items() if caller.access.name == name)
+
     def wanted(self) -> bool:
         """Return whether its answer is still waited for."""
         return not self._gone
@@ -191,6 +198,10 @@ class SingleRequest(Session):
     # ---- called by the host
     def check(self, command: Command, payload: Any) -> None:
         self._service.check(command, payload, self._principal)
+
+    def check_again(self, command: Command, payload: Any, made: int = 0) -> None:
+        self.check(command, payload)
+        self._service.check_quota(command, self._principal.access, 0, self.beside())
 
     def dropped(self, number: Number) -> None:
         self._service.awaited.pop((self, number), None)

@@ -8,13 +8,14 @@ request.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
 
 from synap.commands import Command, Item
 from synap.engine.callers import Number, until
 from synap.errors import SynapError, http_status
-from synap.host import ANSWER, Output
+from synap.host import ANSWER, Output, Session
 from synap.server.apart import PIECES, Encoded, Pieces
 from synap.server.auth import gone, signed_out
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
@@ -101,6 +102,9 @@ class _Request(SingleRequest):
     @property
     def owner(self) -> Any:
         return self._conversation
+
+    def beside(self) -> Iterable[Session]:
+        return self._conversation.under_way
 
     def _tell(self, outcome: Any) -> None:
         self._conversation.under_way.discard(self)
@@ -220,7 +224,6 @@ class _Conversation(QueuedSession):
             request = _Request(self, wire, identity)
             self.under_way.add(request)
             try:
-                service.check_quota(command, self.principal.access, len(self.subscriptions), self.under_way)
                 request.begin(service, command, payload, self.principal, self._bucket, len(body))
             except SynapError:
                 self.under_way.discard(request)
