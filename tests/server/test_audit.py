@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
 from synap import SynapClient
+from synap.engine.engine import Engine
 from synap.host import EngineHost, jobs
 from synap.server import audit as audit_module
 from synap.server.audit import Audit
@@ -27,7 +28,8 @@ from tests.helpers import inside
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Native, request, wait_for
-from tests.server.test_withdrawn import Http, host_of, http, until
+from tests.server.test_held_answers import Gate
+from tests.server.test_withdrawn import Http, filled, host_of, http, until
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -317,6 +319,67 @@ async def test_a_batch_is_told_with_its_own_outcomes_whatever_else_has_its_id(
             if stays:
                 assert len((await asyncio.wait_for(caller.answer(), PATIENCE))["results"]) == 3
         assert told(path)[1:] == [("queue.delete", "ok"), *[("queue.delete", "QUEUE_NOT_FOUND")] * 2]
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["delivered", "held"])
+@pytest.mark.parametrize("long", [False, True], ids=["at once", "in slices"])
+async def test_what_a_native_connection_was_told_before_is_not_the_outcome_of_the_same_id(
+    long: bool, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    path = tmp_path / "audit.jsonl"
+    disk = Gate()
+    host = disk.host = EngineHost(
+        Engine(ids=iter(range(10**9)).__next__), log=disk if held else None, soon=later.append
+    )
+    place = Service(host, ServerConfig(audit_log=str(path)))
+    connection = inside.line(place)
+    connection.receive(request(1, "kv.set", key="text", value="text"), request(2, "queue.create", queue="q"))
+    connection.receive(request(3, "kv.incr", key="text"), request(4, "kv.set", key="k", value=1))
+    items = [{"command": "queue.delete", "payload": {"queue": "q"}}] * 2
+    delete = request(3, "batch", commands=items) if long else request(3, "queue.delete", queue="q")
+    connection.receive(request(3, "kv.incr", key="text"), delete)
+    disk.commit()
+    while later:
+        later.pop(0)()
+    disk.commit()
+    done = [("queue.create", "ok"), ("queue.delete", "ok"), ("queue.delete", "QUEUE_NOT_FOUND")]
+    assert told(path) == done[: 2 + long]
+    assert len(connection.frames()) == 6
+    assert not place.awaited
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_id_in_the_audit_log_that_is_under_way_ends_a_native_connection(
+    together: bool, tmp_path: Path
+) -> None:
+    """The error of the second request was told as the outcome of the first."""
+    path = tmp_path / "audit.jsonl"
+    place = filled(config=ServerConfig(audit_log=str(path)))
+    connection = inside.line(place)
+    connection.receive(request(1, "kv.set", key="text", value="text"))
+    frames = [request(2, "kv.clear", prefix="k"), request(3, "kv.get", key="k"), request(2, "kv.incr", key="text")]
+    if together:
+        connection.receive(*frames)
+    else:
+        for one in frames:
+            connection.receive(one)
+    assert [(one.kind, one.id) for one in connection.frames()][1:] == [(Kind.ANSWER, 3), (Kind.ERROR, 0)]
+    assert told(path) == [("kv.clear", "withdrawn")]
+
+
+async def test_a_native_connection_goes_on_once_what_it_awaited_is_in_the_audit_log(tmp_path: Path) -> None:
+    place = filled(config=ServerConfig(audit_log=str(tmp_path / "audit.jsonl")))
+    connection = inside.line(place)
+    commands = connection.session._commands
+    connection.receive(request(1, "kv.clear", prefix="k"))
+    assert connection.session._commands is not commands
+    while place.awaited:
+        place.host.wake()
+    connection.receive(request(1, "kv.get", key="k"))
+    assert connection.session._commands == commands
+    assert [(one.kind, one.id) for one in connection.frames()] == [(Kind.ANSWER, 1)] * 2
 
 
 async def test_what_is_answered_as_an_earlier_request_was_is_not_told_as_done(tmp_path: Path) -> None:

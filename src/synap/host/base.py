@@ -11,7 +11,7 @@ A host is used by one thread at a time; sharing it among threads needs a lock.
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from typing_extensions import Protocol
 
@@ -290,6 +290,10 @@ class Host:
     def settled(self) -> bool:
         """Return whether there is no undelivered output."""
         return not self.touched
+
+    def undelivered(self, session: Session) -> Iterable[Output]:
+        """Return the output of a session that is not delivered yet, in order."""
+        return session.output
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
         """Yield (caller, queue's name) of the requests that wait for a message."""

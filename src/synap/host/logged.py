@@ -8,7 +8,8 @@ first; waiting callers get `SERVICE_UNAVAILABLE`, and writes are refused until t
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional
+from itertools import chain
+from typing import Callable, Deque, Dict, Iterable, List, Optional
 
 from synap.commands import BatchAnswer, Command, SubscribedToFigures
 from synap.engine.callers import Number
@@ -115,6 +116,10 @@ class LoggedHost(Host):
         self.read_on()
 
     # ------------------------------------------------------------------------------------------ turns
+
+    def undelivered(self, session: Session) -> Iterable[Output]:
+        held = (output for batch in self.pending for whose, output in batch.held if whose is session)
+        return chain(*held, session.output)
 
     def _timed(self) -> None:
         """Record the durations of the timed requests that were answered in this turn."""

@@ -149,7 +149,7 @@ class Audit:
 class Entry:
     """What the log has to tell of a command once its outcome is known. `who`: as in the methods of `Audit`."""
 
-    __slots__ = ("_audit", "command", "payload", "repeated", "session", "who")
+    __slots__ = ("_audit", "command", "earlier", "payload", "repeated", "session", "who")
 
     def __init__(self, audit: Audit, session: Session, command: Command, payload: Any, who: Mapping[str, str]) -> None:
         self._audit = audit
@@ -157,6 +157,8 @@ class Entry:
         self.command = command
         self.payload = payload
         self.who = who
+        self.earlier = 0
+        """Outcomes with the same number that are delivered before its own."""
         self.repeated: set[int] = set()
         """Places in a batch of what isn't executed, since it was before."""
 

@@ -239,6 +239,8 @@ class NativeSession(NativeRequests, asyncio.Protocol):
                         self._put_off([*several, *frames[place:]])
                         place = len(frames)
                         break
+                    elif self._commands is NO_COMMANDS:
+                        commands = NO_COMMANDS
                 else:
                     if self._bucket is not None and not self._metered:
                         self._bucket.give(1, len(body))  # only requests cost tokens

@@ -8,6 +8,7 @@ from typing import Any, cast
 from synap.commands import BY_CODE, Command
 from synap.engine.callers import Steps, until
 from synap.errors import SynapError
+from synap.host import ANSWER, REFUSE
 from synap.host.jobs import crowded
 from synap.server.grants import Access
 from synap.server.native_output import BUSY, REFUSED, NativeOutput
@@ -61,6 +62,10 @@ class NativeRequests(NativeOutput):
         try:
             if id == 0:
                 raise malformed("a request needs an id from 1 to 4294967295")
+            if (self, id) in self._service.awaited:
+                raise Garbled(malformed(f"request {id} is under way, and in the audit log under this id"))
+            if self._commands is NO_COMMANDS and not (self._service.awaited or self._service.draining):
+                self._commands = self._unchecked()
             paid = 0 if self._metered else len(body)
             if lasts(command, flags, body):
                 self._prepare(code, flags, id, body, paid)
@@ -178,6 +183,11 @@ class NativeRequests(NativeOutput):
         self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
         if service.awaited:
             service.record_outcomes(self, self.output[before:])
+            entry = service.awaited.get((self, id))
+            if entry is not None:
+                told = [number for what, number, _, _ in self.host.undelivered(self) if what in (ANSWER, REFUSE)]
+                entry.earlier = told.count(id)
+                self._commands = NO_COMMANDS  # nothing else may have its id
 
     def _refuse_connection(self, fault: SynapError) -> None:
         """End the connection because of what its peer sent: report the error after all earlier output, and close."""

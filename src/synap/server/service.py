@@ -306,8 +306,11 @@ class Service:
     def record_outcomes(self, session: Session, output: list[Output]) -> None:
         """Pass outcomes to the audit log, where it waits for them."""
         for what, number, content, _ in output:
-            if what in (ANSWER, REFUSE):
-                self._record(session, number, what, content)
+            if what in (ANSWER, REFUSE) and (session, number) in self.awaited:
+                if self.awaited[session, number].earlier:
+                    self.awaited[session, number].earlier -= 1
+                else:
+                    self._record(session, number, what, content)
 
     def record_withdrawn(self, session: Session, number: Number | None = None) -> None:
         """Tell the audit log of a session's requests that wait, or of one of them: they are given up half-way."""
