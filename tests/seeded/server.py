@@ -8,7 +8,7 @@ SEEDS = (
     Seed(
         "a request that is sent again while it is executed is answered to its last sender only",
         "host/jobs.py",
-        "            if before.wanted():\n                job.earlier.append(before)\n",
+        "            if before.wanted() or not job.earlier:\n                job.earlier.append(before)\n",
         "",
         "tests/server/test_sent_again.py",
     ),
@@ -172,6 +172,20 @@ SEEDS = (
         "self.awaited[session, number] = Entry(",
         "Entry(",
         "tests/server/test_audit.py -k slices",
+    ),
+    Seed(
+        "the audit log says of what is answered as an earlier request was that it was done",
+        "host/engine.py",
+        "                    session.repeated(number)\n",
+        "",
+        "tests/server/test_audit.py -k earlier_request",
+    ),
+    Seed(
+        "the audit log never hears of a batch whose caller has gone, once it is sent again",
+        "host/jobs.py",
+        "if before.wanted() or not job.earlier:",
+        "if before.wanted():",
+        "tests/server/test_audit.py -k own_outcomes",
     ),
     Seed(
         "a name in a certificate is any key's name",

@@ -42,6 +42,7 @@ class NativeRequests(NativeOutput):
         super().__init__(service, hello)
         self.principal = principal
         self._bucket = service.meter(principal.access)
+        self._commands: list[Command | None]
         self._use_permissions()
         self._metered = False
         """Whether each request takes its own token, because there are too few for all requests of this read."""
