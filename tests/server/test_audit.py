@@ -306,14 +306,15 @@ async def test_a_batch_is_told_with_its_own_outcomes_whatever_else_has_its_id(
                 "POST", "/api/v1/command", {"type": "batch", "commands": deletions, "request_id": f"{SESSION}:1"}
             )
             await until(lambda: running)
+            first = running[0].session
             if not stays:
                 caller.writer.close()
-                await until(lambda: not running[0].session.wanted())
+                await until(lambda: not first.wanted())
             if other == "read":
                 assert "error" in await ask(decoy, DECOY)
             else:
                 decoy.ask("POST", "/api/v1/command", {**DELETE, "payload": {"queue": "r"}})
-                await until(lambda: running[0].earlier)
+                await until(lambda: running[0].session is not first)
             while later:
                 later.pop(0)()
             if stays:
