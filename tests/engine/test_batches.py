@@ -103,6 +103,7 @@ def test_what_an_atomic_batch_pushes_is_limited(world: World) -> None:
     world.batch(*[c.StreamPublish("r", "t", X)] * (few // 2), *[c.PubSubPublish("a", X)] * (few // 2), atomic=True)
     assert {len(follower.pushed) for follower in followers} == {few // 2 * 2}
     world.batch(*[c.QueueDelete(f"q{number}") for number in range(5)], c.StreamDelete("r"), atomic=True)
+    world.sleep(0)
     assert {len(follower.errors) for follower in followers} == {1}
     assert {len(follower.ends) for follower in followers} == {1}
 

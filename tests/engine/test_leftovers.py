@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
-from typing import Any, Callable, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 from msgspec import Raw
 
 from synap import commands as c
-from synap.engine.callers import STEP, Caller, run
+from synap.engine.callers import STEP, WAITING, Caller, run
+from synap.engine.core import WORK
 from synap.engine.engine import Engine
 from synap.engine.journal import Journal
+from synap.engine.limits import Limits
+from synap.engine.trie import Trie
 from synap.errors import SynapError
 from synap.host import EngineHost
 from synap.host.log import Batch, Log
@@ -20,11 +24,29 @@ MANY = 20 * STEP
 
 
 class Somebody(Caller):
+    def __init__(self, session: str = "") -> None:
+        super().__init__(session)
+        self.answered: List[Any] = []
+        self.refused: List[Any] = []
+
+    def answer(self, number: Any, answer: Any) -> None:
+        self.answered.append(number)
+
+    def refuse(self, number: Any, error: SynapError) -> None:
+        self.refused.append(number)
+
     def try_push(self, subscription_id: int, item: Any) -> bool:
         return True
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
         raise AssertionError(error)
+
+
+class Follower(Somebody):
+    over = 0
+
+    def ended(self, subscription_id: int, error: SynapError) -> None:
+        self.over += 1
 
 
 def engine(*, keep_undo: bool = False) -> Engine:
@@ -202,3 +224,185 @@ def test_a_subscriber_is_gone_at_once_and_its_patterns_in_steps() -> None:
     one.forget(stays)
     assert not one.topics.patterns
     assert not one.topics.trie.match("a1.x")
+
+
+def test_subscriptions_of_one_caller_are_gone_together_and_let_go_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = engine()
+    later = Later(one)
+    gone = Somebody()
+    words = 100
+    for number in range(MANY // words):
+        made: Any = one.execute(c.PubSubSubscribe([".".join([f"a{number}", *["*"] * (words - 1)])]), 0.0, gone)
+        assert made.subscription_id in gone.subscriptions
+    let_go = 0
+    remove = Trie.remove
+
+    def counted(trie: Any, pattern: str) -> None:
+        nonlocal let_go
+        let_go += words
+        remove(trie, pattern)
+
+    monkeypatch.setattr(Trie, "remove", counted)
+    one.forget(gone)
+    stats: Any = one.execute(c.PubSubStats(), 0.0, Somebody())
+    topics: Any = one.execute(c.PubSubTopics(), 0.0, Somebody())
+    heard: Any = one.execute(c.PubSubPublish(".".join(["a99"] * words), Raw(b"1")), 0.0, Somebody())
+    assert (stats.subscriptions, list(topics.topics), heard.subscribers_matched) == (0, [], 0)
+    more, longest = True, let_go
+    while more:
+        let_go = 0
+        more = later.a_step()
+        longest = max(longest, let_go)
+    assert longest <= STEP
+    assert not one.topics.patterns
+    assert one.topics.partial == 0
+
+
+def places(of: Engine) -> int:
+    """How many places waiters have, dead ones included."""
+    return sum(len(queue.waiters) for queue in of.store.queues.values())
+
+
+def waiting(of: Engine, who: Caller, *, many: int = MANY, queues: int = 100) -> List[str]:
+    """Have a caller wait many times on the same queues."""
+    names = [f"q{number}" for number in range(queues)]
+    for number in range(many // queues):
+        assert of.execute(c.QueueConsumeMany(names, timeout=60.0), 0.0, who, number) is WAITING
+    return names
+
+
+def test_a_caller_that_waited_often_is_gone_at_once_and_its_places_in_steps() -> None:
+    one = Engine(ids=itertools.count(1).__next__, limits=Limits(waiting=MANY // 100))
+    later = Later(one)
+    used, gone, stays = one.budget.total, Somebody(), Somebody()
+    names = waiting(one, gone)
+    with pytest.raises(SynapError, match=f"{MANY // 100} consumers wait"):
+        one.execute(c.QueueConsume("q0", timeout=60.0), 0.0, stays)
+    one.forget(gone)
+    assert MANY - STEP <= places(one) < MANY
+    for name in names:  # nobody counts those that are gone
+        stats: Any = one.execute(c.QueueStats(name), 0.0, Somebody())
+        assert stats.consumers == 0
+    figures = one.stats()
+    assert [row["consumers"] for row in figures["queues"].values()] == [0] * len(names)
+    assert (figures["waiting"], list(one.waits())) == (0, [])
+    assert one.budget.total - used < len(names) * 2_100, "what queues take"
+    assert one.execute(c.QueueConsume("q0", timeout=60.0), 0.0, stays, 1) is WAITING
+    for name in ("q0", "q1"):  # none of them gets a message
+        one.execute(c.QueuePublish(name, Raw(b"1")), 0.0, Somebody())
+    assert stays.answered == [1]
+    taken: Any = one.execute(c.QueueConsume("q1"), 0.0, stays, 2)
+    assert bytes(taken.message) == b"1"
+    more = True
+    while more:
+        before = places(one)
+        more = later.a_step()
+        assert before - places(one) <= STEP
+    assert places(one) == 0
+    assert one.execute(c.QueueConsume("q0", timeout=60.0), 0.0, stays, 3) is WAITING
+    stats = one.execute(c.QueueStats("q0"), 0.0, Somebody())
+    assert stats.consumers == 1
+
+
+def test_a_message_for_each_of_those_who_wait_on_many_queues_lets_go_few_places_at_once() -> None:
+    one = engine()
+    later = Later(one)
+    who = Somebody()
+    waiting(one, who)
+    for _ in range(MANY // 100):
+        one.execute(c.QueuePublish("q0", Raw(b"1")), 0.0, Somebody())
+    assert who.answered == list(range(MANY // 100))
+    assert places(one) >= MANY - STEP - MANY // 100
+    later.all()
+    assert places(one) == 0
+
+
+@pytest.mark.parametrize("atomic", [False, True], ids=["alone", "atomic"])
+def test_those_who_wait_on_a_deleted_queue_are_refused_a_few_at_a_time(atomic: bool) -> None:
+    one = engine(keep_undo=True)
+    later = Later(one)
+    who, late = Somebody(), Somebody()
+    waiting(one, who, many=MANY // 10, queues=1)
+    delete: List[Any] = [c.QueueDelete("q0"), c.QueueCreate("q0")]
+    if atomic:
+        one.execute_atomic(delete, 0.0, Somebody())
+    else:
+        for command in delete:
+            one.execute(command, 0.0, Somebody())
+    assert one.execute(c.QueueConsume("q0", timeout=60.0), 0.0, late) is WAITING
+    assert len(who.refused) == WORK
+    before = 0
+    while one.next_deadline() == 0.0:
+        assert one.horizon.at == 0.0
+        assert before < len(who.refused) <= before + WORK
+        before = len(who.refused)
+        one.advance(0.0)
+    assert who.refused == list(range(MANY // 10))
+    assert (late.refused, len(one.deliveries.waiting)) == ([], 1)
+    later.all()
+
+
+def test_those_who_wait_on_a_queue_whose_deletion_is_undone_wait_on() -> None:
+    one = engine(keep_undo=True)
+    who = Somebody()
+    waiting(one, who, many=MANY // 10, queues=1)
+    one.collect()
+    one.execute(c.QueueDelete("q0"), 0.0, Somebody())
+    refused = len(who.refused)
+    one.journal.cut_back(0, 0)
+    one.advance(0.0)
+    assert len(who.refused) == refused
+    assert one.next_deadline() == 60.0
+    one.execute(c.QueuePublish("q0", Raw(b"1")), 0.0, Somebody())
+    assert who.answered == [refused]
+
+
+def test_subscriptions_to_a_deleted_room_end_a_few_at_a_time_and_none_once_that_is_undone() -> None:
+    one = engine(keep_undo=True)
+    followers = [Follower() for _ in range(MANY // 10)]
+    for follower in followers:
+        one.execute(c.StreamSubscribe("r"), 0.0, follower)
+    one.collect()
+    one.execute(c.StreamDelete("r"), 0.0, Somebody())
+    ended = sum(follower.over for follower in followers)
+    assert ended == WORK
+    one.journal.cut_back(0, 0)
+    one.advance(0.0)
+    assert one.next_deadline() is None
+    assert sum(follower.over for follower in followers) == ended
+    answer: Any = one.execute(c.StreamPublish("r", "e", Raw(b"1")), 0.0, Somebody())
+    assert answer.subscribers_notified == len(followers)
+    for follower in followers:
+        follower.over = 0
+    one.execute(c.StreamDelete("r"), 0.0, Somebody())
+    one.execute(c.StreamPublish("r", "e", Raw(b"1")), 0.0, Somebody())
+    before = 0
+    while one.next_deadline() == 0.0:
+        ended = sum(follower.over for follower in followers)
+        assert before < ended <= before + WORK
+        before = ended
+        one.advance(0.0)
+    assert {follower.over for follower in followers} == {1}
+    assert not any(follower.subscriptions for follower in followers)
+
+
+def reachable(thing: object) -> int:
+    """Count the objects that a thing holds."""
+    seen: Dict[int, object] = {}
+    left = [thing]
+    while left:
+        one = left.pop()
+        if id(one) not in seen and not isinstance(one, type):
+            seen[id(one)] = one
+            left += gc.get_referents(one)
+    return len(seen)
+
+
+def test_the_answer_of_a_batch_is_one_object_however_many_outcomes_it_has() -> None:
+    one = engine()
+    who = Somebody("s" * 32)
+    answer = one.execute_atomic([*(c.KvSet(f"k{number}", Raw(b"1")) for number in range(STEP))], 0.0, who, 1)
+    held = reachable(one.replies.sessions)
+    assert held < 20, "each would take its time when the answer is forgotten"
+    assert one.recall(who.session, 1) == answer
+    assert reachable(one.replies.sessions) == held

@@ -20,14 +20,13 @@ from synap.commands import (
     QueueCreate,
     SetAnswer,
 )
-from synap.engine import remembered
 from synap.engine.callers import STEP, run
 from synap.engine.engine import Engine
 from synap.engine.journal import Journal
 from synap.errors import SynapError
 from synap.host import EngineHost, Output, Session, batches
 from synap.host.batches import HINTS, MEASURES, MOST_SECONDS, Batching, execute_batch
-from synap.shapes import SMALL, estimator
+from synap.shapes import SMALL
 from synap.wire.codec import CODECS
 
 ANSWERS: List[Any] = [
@@ -60,19 +59,9 @@ class Caller(Session):
         """Nobody reads it."""
 
 
-def weight(answer: Any) -> int:
-    """Return the variable bytes of an answer, as its fields say."""
-    kind: Any = type(answer)
-    estimate = None if answer is None else estimator(kind, 0)
-    return 0 if estimate is None else estimate(answer)
-
-
 @pytest.mark.parametrize("answer", ANSWERS, ids=repr)
 def test_an_answer_in_a_batch_weighs_what_its_class_says(answer: Any) -> None:
     batch = BatchAnswer([BatchOutcome("success", answer)] * 3 + [BatchOutcome("error", None, ErrorAnswer("A", "b"))])
-    weigh = remembered.weigher(BatchAnswer)
-    assert weigh is not None
-    assert weigh(batch) == 800 + 3 * weight(answer)
     sizes = pytest.importorskip("synap.server.sizes", exc_type=ImportError)  # the service needs Python 3.10
     one_by_one = sum(32 + sizes.estimate(outcome.payload) for outcome in batch.results)
     assert sizes.estimate(batch) == SMALL + one_by_one

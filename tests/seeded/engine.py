@@ -92,9 +92,23 @@ SEEDS = (
     Seed(
         "who waits last is served first",
         "engine/deliveries.py",
-        "queue.waiters.popitem(last=False)",
-        "queue.waiters.popitem(last=True)",
+        "queue.waiters.popitem(last=False)\n            if not waiter.live:",
+        "queue.waiters.popitem(last=True)\n            if not waiter.live:",
         "tests/engine/test_waiting.py",
+    ),
+    Seed(
+        "a consumer that is gone gets a message",
+        "engine/deliveries.py",
+        "            if not waiter.live:\n                continue\n",
+        "",
+        "tests/engine/test_leftovers.py -k waited_often",
+    ),
+    Seed(
+        "subscriptions of few patterns are let go at once, however many end",
+        "engine/leftovers.py",
+        "self._spare -= items",
+        "self._spare = STEP - items",
+        "tests/engine/test_leftovers.py -k of_one_caller",
     ),
     Seed(
         "cancelling a consume takes a lease from who holds it by now",

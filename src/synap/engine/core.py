@@ -12,6 +12,9 @@ from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits
 from synap.engine.timeline import Timeline
 
+WORK = 250
+"""The most that one call of `Engine.advance` processes, of each kind."""
+
 
 class Core:
     """Journal, limits, memory budget and time of an engine. `ids` gives random 64-bit integers."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from collections import deque
+from typing import Deque, Dict, List, Optional, Sequence, Tuple, Union
 
 from msgspec import structs
 
 from synap import commands as c
-from synap.engine.callers import WAITING, Caller, Number, Signal
-from synap.engine.core import Core
+from synap.engine.callers import WAITING, Caller, Number, Signal, Steps
+from synap.engine.core import WORK, Core
 from synap.engine.deadlines import Deadlines
 from synap.engine.limits import ANSWER_BYTES
 from synap.engine.priorities import Message, Queue
@@ -76,11 +77,16 @@ class Deliveries:
 
     def __init__(self, core: Core, store: QueueStore, replies: Replies) -> None:
         self.effects, self.limits, self.timeline = core.effects, core.limits, core.timeline
+        self.leftovers, self.horizon = core.leftovers, core.horizon
         self.store = store
         self.replies = replies
         self.waiting: Dict[Tuple[Union[Caller, str], Number], Waiter] = {}
         """Waiters by session (or caller, where it has none) and number of the request."""
         replies.waiting = self.waiting
+        self._leaving = 0
+        """Waiters that wait no longer, and are still among those of some queues."""
+        self._deleted: Deque[Tuple[Queue, SynapError]] = deque()
+        """Queues whose waiters are being refused, and what with."""
         self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live, core.horizon)
         self.arrivals = 0
         self.latest = 0.0
@@ -170,12 +176,16 @@ class Deliveries:
     def check_crowd(self, *queues: Queue) -> None:
         """Raise where a queue has as many waiting consumers as allowed."""
         for queue in queues:
-            if len(queue.waiters) >= self.limits.waiting:
+            if len(queue.waiters) >= self.limits.waiting and (count := self.consumers(queue)) >= self.limits.waiting:
                 raise SynapError(
                     "SERVICE_UNAVAILABLE",
-                    f"{len(queue.waiters)} consumers wait on {queue.name!r} already, the most allowed",
+                    f"{count} consumers wait on {queue.name!r} already, the most allowed",
                     {"queue": queue.name, "retry_after": 1},
                 )
+
+    def consumers(self, queue: Queue) -> int:
+        """Count the consumers that wait on a queue."""
+        return sum([waiter.live for waiter in queue.waiters]) if self._leaving else len(queue.waiters)
 
     def arrived(self, queue: Queue, now: float) -> None:
         """Serve the waiting consumers of a queue that may have a ready message now."""
@@ -185,6 +195,8 @@ class Deliveries:
     def _serve(self, queue: Queue, now: float) -> None:
         while queue.ready and queue.waiters:
             waiter, _ = queue.waiters.popitem(last=False)
+            if not waiter.live:
+                continue
             self._dismiss(waiter)
             caller, number = waiter.caller, waiter.number
             answer: c.Answer
@@ -197,11 +209,20 @@ class Deliveries:
 
     def _dismiss(self, waiter: Waiter) -> None:
         waiter.live = False
-        for queue in waiter.queues:
-            queue.waiters.pop(waiter, None)
+        if len(waiter.queues) == 1:
+            waiter.queues[0].waiters.pop(waiter, None)
+        else:
+            self._leaving += 1
+            self.leftovers.free(self._leave(waiter), len(waiter.queues))
         waiter.caller.waiting.discard(waiter.number)
         if self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None) is not None:
             self.store.budget.set_aside(-waiter_cost(len(waiter.queues)))
+
+    def _leave(self, waiter: Waiter) -> Steps:
+        for queue in waiter.queues:
+            queue.waiters.pop(waiter, None)
+        self._leaving -= 1
+        yield
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
         """Drop a waiting consume, or, where it was answered already, put its messages back."""
@@ -232,10 +253,24 @@ class Deliveries:
         caller.waiting.clear()
 
     def refuse(self, queue: Queue, error: SynapError) -> None:
-        """Answer all consumers that wait on a queue with an error."""
-        for waiter in list(queue.waiters):
-            self._drop(waiter)
-            waiter.caller.refuse(waiter.number, error)
+        """Answer all consumers that wait on a queue, which was deleted: the most of many in `advance`."""
+        self._deleted.append((queue, error))
+        self._refuse(WORK)
+        if self._deleted:
+            self.horizon.note(0.0)
+
+    def _refuse(self, most: int) -> None:
+        """Refuse up to `most` consumers whose queue was deleted, and was not brought back by an undo."""
+        while self._deleted and most:
+            queue, error = self._deleted[0]
+            if not queue.waiters or self.store.queues.get(queue.name) is queue:
+                self._deleted.popleft()
+                continue
+            most -= 1
+            waiter, _ = queue.waiters.popitem(last=False)
+            if waiter.live:
+                self._drop(waiter)
+                waiter.caller.refuse(waiter.number, error)
 
     def release(self, error: Optional[SynapError]) -> None:
         """Answer every waiting consume: as if its time were up, or with an error."""
@@ -288,12 +323,15 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> Optional[float]:
+        if self._deleted:
+            return 0.0
         times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
         return min((time for time in times if time is not None), default=None)
 
     def advance(self, now: float, most: int) -> None:
         """End up to `most` leases, delays and waits that are due, in order of time."""
         self.latest = now
+        self._refuse(most)
         ends = (self._end_lease, self._end_delay, self._end_wait)
         for _ in range(most):
             times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())

@@ -20,7 +20,7 @@ from synap.commands import Shape
 from synap.engine import queuelog
 from synap.engine import records as r
 from synap.engine.callers import MISSING, STEP, WAITING, Caller, Number, Signal, Steps, run, until
-from synap.engine.core import Core
+from synap.engine.core import WORK, Core
 from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
 from synap.engine.figures import survey
@@ -58,9 +58,6 @@ MOST_STEPS = 2_000
 """The most steps that the commands of an atomic batch take: each goes over 500 items or so, and all are one turn."""
 MOST_RECIPIENTS = 100_000
 """The most pushes of an atomic batch: one for each subscription, or waiting consumer, that a command reaches."""
-
-_WORK = 250
-"""The most that one call of `Engine.advance` processes, of each kind."""
 
 
 class Engine:
@@ -276,11 +273,11 @@ class Engine:
 
         One call does a bounded amount of work; while more is due, `next_deadline` is in the past.
         """
-        self.deliveries.advance(now, _WORK)
-        self.keys.advance(now, _WORK)
-        self.streams.advance(now, _WORK)
-        self.replies.advance(now, _WORK)
-        self.idle.advance(now, _WORK)
+        self.deliveries.advance(now, WORK)
+        self.keys.advance(now, WORK)
+        self.streams.advance(now, WORK)
+        self.replies.advance(now, WORK)
+        self.idle.advance(now, WORK)
 
     def next_deadline(self) -> Optional[float]:
         """Return when `advance` has something to do next; None: nothing is scheduled. Sets the horizon to it."""

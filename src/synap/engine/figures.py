@@ -30,8 +30,18 @@ def survey(engine: Engine, most: Optional[int], named: Named = None) -> Steps:
     them where `most` is None); the others are summed, and `oldest` is that of the oldest message of them all.
     """
     budget, topics, keys, streams = engine.budget, engine.topics, engine.keys, engine.streams
-    at = engine.timeline.at
-    found, queues_others = yield from _rows(list(engine.store.queues.values()), _queue_figures, most, named)
+    at, consumers = engine.timeline.at, engine.deliveries.consumers
+
+    def queue_figures(queue: Queue) -> Dict[str, int]:
+        return {
+            "depth": queue.ready,
+            "pending": len(queue.leased),
+            "delayed": len(queue.delayed),
+            "consumers": consumers(queue),
+            **{f"{total}_total": getattr(queue, total) for total in TOTALS},
+        }
+
+    found, queues_others = yield from _rows(list(engine.store.queues.values()), queue_figures, most, named)
     queues: Dict[str, Dict[str, Any]] = {}
     for queue, figures in found:
         since = _since(queue)
@@ -91,16 +101,6 @@ def _oldest_of_others(queues: List[Queue], named: Dict[str, Dict[str, Any]]) -> 
         if not number % EVERY:
             yield
     return first
-
-
-def _queue_figures(queue: Queue) -> Dict[str, int]:
-    return {
-        "depth": queue.ready,
-        "pending": len(queue.leased),
-        "delayed": len(queue.delayed),
-        "consumers": len(queue.waiters),
-        **{f"{total}_total": getattr(queue, total) for total in TOTALS},
-    }
 
 
 def _room_figures(room: Room) -> Dict[str, int]:

@@ -1,4 +1,4 @@
-"""Deferred clean-up of large structures: a million messages that were purged, the 10,000 patterns of a subscriber.
+"""Deferred clean-up of large structures: a million messages that were purged, all that a client was subscribed to.
 
 To callers they are gone at once. They are freed a little at a time, by the host, between requests. What an undo may
 restore is left whole until its removal is durable.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Callable, Deque, List, Optional, Tuple
 
-from synap.engine.callers import Steps, run
+from synap.engine.callers import STEP, Steps, run
 from synap.engine.journal import Journal, Undo
 
 
@@ -20,6 +20,8 @@ class Leftovers:
         self._journal = journal
         self._steps: Deque[Steps] = deque()
         self._held: List[Tuple[List[Undo], object, Steps]] = []
+        self._spare = STEP
+        """Items that may still be freed at once, until `work` has done all there is."""
         self.begun: Optional[Callable[[], object]] = None
         """Called when the first steps are added, so that `work` gets called."""
 
@@ -31,6 +33,14 @@ class Leftovers:
         self._steps.append(steps)
         if len(self._steps) == 1:
             self.begun()
+
+    def free(self, steps: Steps, items: int) -> None:
+        """Run steps that free so many items: at once where these are few, with those before; else soon."""
+        self._spare -= items
+        if self._spare < 0:
+            self.add(steps)
+        else:
+            run(steps)
 
     def hold(self, what: object, steps: Steps) -> None:
         """Run the steps that take `what` apart once no undo can restore it."""
@@ -56,8 +66,10 @@ class Leftovers:
         steps = self._steps
         while steps:
             first = steps.popleft()
-            for _ in first:
-                if ended():
-                    steps.appendleft(first)
-                    return True
-        return False
+            if next(first, self) is not self:
+                steps.appendleft(first)
+            if ended():
+                break
+        if not steps:
+            self._spare = STEP
+        return bool(steps)

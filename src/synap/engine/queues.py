@@ -87,7 +87,7 @@ class Queues:
         self.store.delete(queue)
         if queue.waiters:
             gone = QueueNotFoundError("QUEUE_NOT_FOUND", f"the queue {p.queue!r} was deleted", {"queue": p.queue})
-            self.deliveries.effects.do(self.deliveries.refuse, queue, gone, to=len(queue.waiters))
+            self.deliveries.effects.do(self.deliveries.refuse, queue, gone, to=self.deliveries.consumers(queue))
         return c.QueueDeletedAnswer(True)
 
     def purge(self, p: c.QueuePurge, now: float) -> c.PurgedAnswer:
@@ -111,7 +111,7 @@ class Queues:
             queue.ready,
             len(queue.leased),
             len(queue.delayed),
-            len(queue.waiters),
+            self.deliveries.consumers(queue),
             queue.published,
             queue.consumed,
             queue.acked,

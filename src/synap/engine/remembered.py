@@ -60,14 +60,21 @@ class Acked(Struct):
 
 
 class StoredBatch(Struct, gc=False):
-    """A batch's answer as a record holds it, encoded: decoding it is left for when it is asked for.
+    """A batch's answer, encoded: decoding it is left for when it is asked for.
 
-    A directory may hold hundreds of thousands of answers in batches, and a start would take as long for them as for as
-    many keys.
+    Batches of ten thousand would be millions of objects, which take long to be freed; and a directory may hold as
+    many, which would take long to be made at the start.
     """
 
     outcomes: bytes
     count: int
+
+    @classmethod
+    def of(cls, answer: c.BatchAnswer) -> StoredBatch:
+        """Encode an answer."""
+        results = answer.results
+        outcomes = [(NUMBERS[type(o.payload)], o.payload) if o.error is None else (FAILED, o.error) for o in results]
+        return cls(encode(outcomes), len(outcomes))
 
     def answer(self, ahead: float = 0) -> c.BatchAnswer:
         """Build the answer."""
@@ -76,7 +83,7 @@ class StoredBatch(Struct, gc=False):
 
 OF_CONSUMES = (Delivery, DeliveredTogether, Acked)
 """The classes of what is remembered of a `consume` or `consume_many`."""
-Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked, StoredBatch]
+Kept = Union[c.Answer, Delivery, DeliveredTogether, Acked, StoredBatch]
 
 DELIVERY, BATCH, DELIVERIES, ACKED, _BY_CODE = 0, 1, 100, 101, 1000
 """The kind of answer in a record: a `Delivery`, a batch's, `DeliveredTogether`, `Acked`, or `_BY_CODE` + a command's
@@ -88,7 +95,7 @@ _BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 
 """Codes of the commands whose kinds of answers were numbered from 2 on in directories of version 0.1."""
 
 encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(List[Tuple[int, bytes]]).decode
+_decode = msgspec.msgpack.Decoder(List[Tuple[int, msgspec.Raw]]).decode
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
 NUMBERS: Dict[Type[Struct], int] = {}
 """The number on disk of each class of answer: that of the first command with it. All of them can be read."""
@@ -112,7 +119,7 @@ for _number, _code in enumerate(_BEFORE, 2):
     _DECODERS[_number] = _DECODERS[_BY_CODE + _code]
 
 
-def pack(answer: Kept) -> Tuple[int, Any]:
+def pack(answer: Union[Kept, c.BatchAnswer]) -> Tuple[int, Any]:
     """Convert an answer for a record: its kind, and plain data."""
     if isinstance(answer, Delivery):
         return DELIVERY, [answer.queue.name, answer.message_id, answer.lease, answer.acked]
@@ -121,7 +128,7 @@ def pack(answer: Kept) -> Tuple[int, Any]:
     if isinstance(answer, Acked):
         return ACKED, []
     if isinstance(answer, StoredBatch):
-        return BATCH, _decode(answer.outcomes)
+        answer = answer.answer()
     if isinstance(answer, c.BatchAnswer):
         return BATCH, [
             [NUMBERS[type(outcome.payload)], encode(outcome.payload.on_disk())]
@@ -156,28 +163,14 @@ def _stored_batch(outcomes: List[Any]) -> StoredBatch:
     for kind in {kind for kind, _ in outcomes}:
         if kind != FAILED:
             _DECODERS[kind]
-    return StoredBatch(encode(outcomes), len(outcomes))
+    return StoredBatch(encode([(kind, msgspec.Raw(packed)) for kind, packed in outcomes]), len(outcomes))
 
 
-def _unpack_outcome(outcome: Tuple[int, bytes]) -> c.BatchOutcome:
+def _unpack_outcome(outcome: Tuple[int, msgspec.Raw]) -> c.BatchOutcome:
     kind, packed = outcome
     if kind == FAILED:
         return c.BatchOutcome("error", None, _decode_error(packed))
     return c.BatchOutcome("success", _DECODERS[kind](packed))
-
-
-def _weigh_batch(batch: Any) -> int:
-    weight = 200 * len(batch.results)
-    for outcome in batch.results:
-        answer = outcome.payload
-        kind = type(answer)
-        if kind is c.GetAnswer:  # as in `_WEIGHTS`, inlined for the most frequent answers
-            weight += len(answer.value or b"")
-        elif kind is c.SetAnswer:
-            weight += len(answer.previous or b"")
-        elif kind in _WEIGHTS:
-            weight += _WEIGHTS[kind](answer)
-    return weight
 
 
 _WEIGHTS: Dict[type, Callable[[Any], int]] = {}
@@ -186,13 +179,11 @@ for _command in c.COMMANDS.values():
     _weight = estimator(_command.answer, 0)
     if _weight is not None:
         _WEIGHTS[_command.answer] = _weight
-_WEIGHTS.update({c.BatchAnswer: _weigh_batch, StoredBatch: lambda batch: 200 * batch.count + len(batch.outcomes)})
+_WEIGHTS[StoredBatch] = lambda batch: 200 * batch.count + len(batch.outcomes)
 weigher = _WEIGHTS.get
 """The estimator for a class of answers. A method of a name that is imported would be looked up anew in each call."""
 
 
 def items(answer: Kept) -> int:
     """Return how many answers it is: one, or those of a batch."""
-    if isinstance(answer, StoredBatch):
-        return answer.count
-    return len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
+    return answer.count if isinstance(answer, StoredBatch) else 1

@@ -102,7 +102,9 @@ class Replies:
         self.bytes_bound = min(_REPORT_BYTES, self.most_bytes)
         """The same of `bytes`."""
 
-    def keep(self, session: str, number: Number, answer: Kept, now: float, recorded: bool = False) -> None:
+    def keep(
+        self, session: str, number: Number, given: Union[Kept, c.BatchAnswer], now: float, recorded: bool = False
+    ) -> None:
         """Remember the answer to what was journaled last, and journal it unless a record contains it (`recorded`)."""
         entry = (now, session, number)
         kept = self.sessions.get(session)
@@ -110,6 +112,8 @@ class Replies:
             kept = self.sessions[session] = {}
         elif number in kept:
             kept = self._replace(entry, kept[number])
+        of = type(given)
+        answer: Kept = StoredBatch.of(given) if of is c.BatchAnswer else given  # type: ignore[arg-type, assignment]
         kept[number] = answer
         order = self.order
         order.append(entry)
@@ -125,11 +129,10 @@ class Replies:
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
         if journal.keep_records and not recorded:
-            of = type(answer)
             if of in NUMBERS:
-                kind, data = NUMBERS[of], encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
+                kind, data = NUMBERS[of], encode(given.on_disk())  # type: ignore[union-attr]  # all of those are answers
             else:
-                kind, data = pack(answer)
+                kind, data = pack(given)
             said = journal.said
             if said is not None and said[0] is session and said[1] is now:
                 journal.records.append((r.REPLY_SAME, number, kind, data))
@@ -159,7 +162,7 @@ class Replies:
     def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
         """Return the remembered answer, or MISSING."""
         kept = self.sessions.get(session)
-        answer = None if kept is None else kept.get(number)
+        answer: Any = None if kept is None else kept.get(number)
         if isinstance(answer, (*OF_CONSUMES, StoredBatch)):
             answer = answer.answer(self.timeline.ahead)
         return MISSING if answer is None else answer

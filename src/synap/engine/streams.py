@@ -7,12 +7,13 @@ however many subscribers are behind.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from collections import deque
+from typing import Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import STEP, Caller, Steps, at_once, in_order
-from synap.engine.core import Core
+from synap.engine.core import WORK, Core
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Record, paged
 from synap.engine.limits import check_name, fitting
@@ -42,6 +43,8 @@ class Streams:
         self.names = Names(core, self.drop)
         self.made: Optional[Dict[Room, None]] = None
         """Rooms that `idle` is still to watch: new, or brought back by an undo. None where unused rooms are kept."""
+        self._deleted: Deque[Room] = deque()
+        """Rooms whose subscriptions are being ended."""
         self.ages: Deadlines[AgeEntry] = Deadlines(self._age_holds, core.horizon)
 
     # ------------------------------------------------------------------------------------------ commands
@@ -267,7 +270,21 @@ class Streams:
             self.budget.set_aside(-SUBSCRIPTION_COST)
 
     def _end(self, room: Room) -> None:
-        for subscription in list(room.subscriptions.values()):
+        """End all subscriptions to a room, which was deleted: the most of many in `advance`."""
+        self._deleted.append(room)
+        self._end_some(WORK)
+        if self._deleted:
+            self.horizon.note(0.0)
+
+    def _end_some(self, most: int) -> None:
+        """End up to `most` subscriptions whose room was deleted, and was not brought back by an undo."""
+        while self._deleted and most:
+            room = self._deleted[0]
+            if not room.subscriptions or self.by_name.get(room.name) is room:
+                self._deleted.popleft()
+                continue
+            most -= 1
+            subscription = next(iter(room.subscriptions.values()))
             self.drop(subscription)
             subscription.caller.ended(subscription.id, room_deleted(room.name))
 
@@ -285,10 +302,11 @@ class Streams:
             (self.ages.push_again if again else self.ages.push)((room.due, room.incarnation, room.name))
 
     def next_deadline(self) -> Optional[float]:
-        return self.ages.first()
+        return 0.0 if self._deleted else self.ages.first()
 
     def advance(self, now: float, most: int) -> None:
         """Remove events that are too old, in up to `most` rooms. Of very many, some are left for the next call."""
+        self._end_some(most)
         left = EVENTS_AT_ONCE
         for _ in range(most):
             entry = self.ages.pop(now) if left else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Dict, Iterable, Iterator, List, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import STEP, Caller, Steps, at_once, in_order, run
+from synap.engine.callers import STEP, Caller, Steps, at_once, in_order
 from synap.engine.core import Core
 from synap.engine.limits import check_name
 from synap.engine.streams import too_many
@@ -249,15 +249,8 @@ class Topics:
             return
         self.subscriptions.pop(subscription.id, None)
         self.budget.set_aside(-subscription.cost)
-        if sum([pattern.count(".") + 1 for pattern in subscription.patterns]) > STEP:
-            self.partial += 1
-            self.leftovers.add(self._leave(subscription))
-        else:
-            run(self._unlist(subscription))
-
-    def _leave(self, subscription: TopicSubscription) -> Steps:
-        yield from self._unlist(subscription)
-        self.partial -= 1
+        self.partial += 1
+        self.leftovers.free(self._unlist(subscription), sum([one.count(".") + 1 for one in subscription.patterns]))
 
     def _unlist(self, subscription: TopicSubscription) -> Steps:
         for pattern, pause in by_words(subscription.patterns):
@@ -270,6 +263,7 @@ class Topics:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self.trie.remove(pattern)
+        self.partial -= 1
 
 
 def _merged(found: List[Listeners]) -> Steps:
