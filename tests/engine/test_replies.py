@@ -15,9 +15,10 @@ from synap.engine import records as r
 from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal
-from synap.engine.remembered import learn
+from synap.engine.remembered import DELIVERY_COST, learn
 from tests.helpers.world import Client, World, dumped, replay
 
+X: Any = b"1"
 SESSION = "a" * 32
 
 BEFORE: List[Tuple[int, Any]] = [
@@ -384,3 +385,18 @@ def test_what_a_consume_acknowledged_is_known_though_its_message_went_back(many:
     taken = world(request, again, 2)
     assert bytes((taken.messages[0] if many else taken).message) == b"2"
     assert world.stats().acked_total == 1
+
+
+def test_messages_that_were_delivered_together_weigh_each() -> None:
+    world, client = World(durable=True), Client(SESSION)
+    for _ in range(100):
+        world(c.QueuePublish("q", X))
+    assert len(world(c.QueueConsumeMany(["q"], 60), client, 1).messages) == 60
+    weight = world.engine.replies.bytes
+    assert len(world(c.QueueConsumeMany(["q"], 40), client, 2).messages) == 40
+    assert world.engine.replies.bytes == weight * 100 / 60 == 100 * DELIVERY_COST
+    for records in (world.engine.collect()[0], dumped(world.engine)):
+        again = replay(world.fresh(), records, world.now)
+        assert again.replies.bytes == 100 * DELIVERY_COST
+        again.confirm(SESSION, 3)
+        assert again.replies.bytes == 0

@@ -37,6 +37,10 @@ class Delivery(Struct, gc=False):
         )
 
 
+DELIVERY_COST = 160
+"""Estimated bytes of each of several deliveries that were answered together."""
+
+
 class DeliveredTogether(Struct):
     """The answer to a `consume_many`: its deliveries whose leases are not over."""
 
@@ -179,6 +183,7 @@ for _command in c.COMMANDS.values():
     _weight = estimator(_command.answer, 0)
     if _weight is not None:
         _WEIGHTS[_command.answer] = _weight
+_WEIGHTS[DeliveredTogether] = lambda together: DELIVERY_COST * len(together.deliveries)
 _WEIGHTS[StoredBatch] = lambda batch: 200 * batch.count + len(batch.outcomes)
 weigher = _WEIGHTS.get
 """The estimator for a class of answers. A method of a name that is imported would be looked up anew in each call."""

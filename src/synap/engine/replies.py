@@ -19,6 +19,7 @@ from synap.engine.core import Core
 from synap.engine.journal import Record, paged
 from synap.engine.queuestore import QueueStore
 from synap.engine.remembered import (
+    DELIVERY_COST,
     NUMBERS,
     OF_CONSUMES,
     Acked,
@@ -337,6 +338,7 @@ class Replies:
             self.keep(session, number, DeliveredTogether([delivery], delivery.acked), time, recorded=True)
         elif delivery not in before.deliveries:
             before.deliveries.append(delivery)
+            self.bytes += DELIVERY_COST
 
     def restored(self, now: float) -> None:
         # A snapshot and the log after it may both contain the same answer.
