@@ -487,9 +487,10 @@ class ClusterHost(Host):
             number = self._decoding[session]
             self._decoded(session)
             session.dropped(number)
-        for number in list(session.waiting):
-            for waits in self._forget(session, number):
-                waits.running.cancel()
+        with self.consumers.together():
+            for number in list(session.waiting):
+                for waits in self._forget(session, number):
+                    waits.running.cancel()
         for subscription_id in list(session.subscriptions):
             self.unsubscribe(session, subscription_id)
         self.memory.leave(session.session)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
-from typing import TYPE_CHECKING, Callable, Deque, Dict, List, Optional
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional
 
 from synap.cluster.calls import Refused
 from synap.cluster.joining import Wanted
@@ -53,7 +52,7 @@ class Line:
     def __init__(self, consumers: Consumers, queue: str) -> None:
         self.consumers = consumers
         self.queue = queue
-        self.waiters: Deque[Waiter] = deque()
+        self.waiters: Dict[Waiter, None] = {}
         self.asking: Optional[Running] = None
         self.again = False
         self._forget_timer: Callable[[], None] = lambda: None
@@ -132,10 +131,9 @@ class Line:
 
     def leave(self, waiter: Waiter) -> None:
         """Remove a waiter from the line. Where a call served it, that call has told the queue already."""
-        try:
-            self.waiters.remove(waiter)
-        except ValueError:
+        if waiter not in self.waiters:
             return
+        del self.waiters[waiter]
         if not self.waiters:
             self._forget_timer()
             if self.consumers.lines.get(self.queue) is self:

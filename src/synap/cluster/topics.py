@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from itertools import count
 from types import GeneratorType
-from typing import Any, Callable, Dict, List, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, Set, Tuple
 
 import msgspec
 
 from synap import commands as c
+from synap.cluster.calls import Call, Refused
 from synap.cluster.channels import Channels
 from synap.cluster.facility import Facility
 from synap.cluster.link import Link
@@ -35,6 +37,8 @@ PARTITIONS = 16
 """Partitions in which publishers are held to what they must know."""
 ALIVE = 15_000
 """Milliseconds that a gateway's subscriptions count without a sign of life."""
+TOGETHER = 100
+"""Subscriptions that ended which the registry is told of together."""
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder().decode
@@ -113,6 +117,9 @@ class Topics(Facility):
         self._leftovers = core.leftovers
         self.here = local.Topics(core)
         self.published = 0
+        self._ended: Deque[int] = deque()
+        """Subscriptions that the registry is still to be told the end of."""
+        self._telling = False
         self._reading = Lock()
         self._repairing = False
         self._reads = 0
@@ -193,7 +200,21 @@ class Topics(Facility):
             self.link.soon(self._let_go)
 
     def _gone(self, number: int) -> None:
-        Running(self._change(number, [])).start()  # where that fails, `alive` repairs it later
+        self._ended.append(number)
+        if not self._telling:
+            self._telling = True
+            Running(self._tell_ended()).start()
+
+    async def _tell_ended(self) -> None:
+        try:
+            while self._ended:
+                some = [self._ended.popleft() for _ in range(min(TOGETHER, len(self._ended)))]
+                try:
+                    await self._tell(max(await self.all([self._enter_as(number, []) for number in some])))
+                except (SynapError, Refused):
+                    pass  # `alive` repairs it later
+        finally:
+            self._telling = False
 
     async def topics(self, p: c.PubSubTopics, request: Request) -> c.TopicsAnswer:
         self.alone("pubsub.topics")
@@ -215,10 +236,13 @@ class Topics(Facility):
     # ------------------------------------------------------------------------------------------ the registry
 
     async def _change(self, number: int, patterns: List[str]) -> None:
+        await self._tell(await self._enter_as(number, patterns))
+
+    def _enter_as(self, number: int, patterns: List[str]) -> Call:
+        """Enter the patterns of a subscription, none of one that ended; its result is the change's number."""
         packed = encode(patterns) if patterns else b""
         arguments = (self.gateway, b"%d" % number, packed, b"%d" % ALIVE)
-        change = await self.link.call(0, "syn_p_change", self._registry(), arguments)
-        await self._tell(change)
+        return self.link.call(0, "syn_p_change", self._registry(), arguments)
 
     async def _tell(self, number: int) -> None:
         calls = [self.link.call(q, "syn_p_tell", self._told(q), (b"%d" % number,)) for q in self._partitions]

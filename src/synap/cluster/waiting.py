@@ -41,6 +41,8 @@ class Consumers:
         self.channels = channels
         self.gateway = gateway
         self.lines: Dict[str, Line] = {}
+        self._left: Optional[Dict[str, Line]] = None
+        """Lines that some have left, to be told of `together`."""
         self.joiner = Joiner(link, c.QUEUE_CONSUME, self._take_together)
         """For consumes that don't wait, or that ask once before they do."""
 
@@ -192,7 +194,7 @@ class Consumers:
                 line = self.lines.get(queue)
                 if line is None:
                     line = self.lines[queue] = Line(self, queue)
-                line.waiters.append(waiter)
+                line.waiters[waiter] = None
             for queue in waiter.queues:
                 line = self.lines.get(queue)
                 if line is not None and not waiter.result.done:
@@ -253,7 +255,22 @@ class Consumers:
 
     def withdraw(self, line: Line) -> None:
         """Tell the queue how many still wait in a line; with none, this gateway is no longer registered."""
-        self.queues.tend("syn_q_withdraw", line.queue, self.gateway, b"%d" % len(line.waiters))
+        if self._left is None:
+            self.queues.tend("syn_q_withdraw", line.queue, self.gateway, b"%d" % len(line.waiters))
+        else:
+            self._left[line.queue] = line
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell each queue how many still wait once, however many leave meanwhile."""
+        left: Dict[str, Line] = {}
+        self._left = left
+        try:
+            yield
+        finally:
+            self._left = None
+            for line in left.values():
+                self.withdraw(line)
 
     def hint(self, queue: str) -> None:
         """Act on a hint: there is something, or the queue was deleted."""
