@@ -12,7 +12,7 @@ import pytest
 from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.cluster.memory import Request
-from synap.cluster.topics import TOGETHER
+from synap.cluster.topics import TOLD_TOGETHER
 from tests.cluster.asking import result
 from tests.cluster.callers import Noted
 
@@ -58,17 +58,17 @@ async def test_of_many_subscriptions_that_end_with_their_caller_the_registry_is_
 ) -> None:
     told: List[Any] = []
     leaving = Noted(host, told)
-    many = 3 * TOGETHER
+    many = 3 * TOLD_TOGETHER
     for number in range(many):
         host.execute(leaving, number, c.PUBSUB_SUBSCRIBE, b'{"topics":["a.%d"]}' % number)
     while len(told) < many:
         await asyncio.sleep(0.001)
     called = counted(host, monkeypatch)
     host.leave(leaving)
-    assert len(called) <= TOGETHER
+    assert len(called) <= TOLD_TOGETHER
     stats: Any = None
     while stats is None or stats.subscriptions:
         stats = await result(host.facilities.begin(c.PUBSUB_STATS, c.PubSubStats(), Request(b"", b"", b"", b"")))
     assert called.count("syn_p_change") == many
-    assert max(len(list(alike)) for name, alike in groupby(called) if name == "syn_p_change") <= TOGETHER
+    assert max(len(list(alike)) for name, alike in groupby(called) if name == "syn_p_change") <= TOLD_TOGETHER
     assert called.count("syn_p_tell") < many

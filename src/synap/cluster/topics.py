@@ -37,7 +37,7 @@ PARTITIONS = 16
 """Partitions in which publishers are held to what they must know."""
 ALIVE = 15_000
 """Milliseconds that a gateway's subscriptions count without a sign of life."""
-TOGETHER = 100
+TOLD_TOGETHER = 100
 """Subscriptions that ended which the registry is told of together."""
 
 encode = msgspec.msgpack.Encoder().encode
@@ -208,7 +208,7 @@ class Topics(Facility):
     async def _tell_ended(self) -> None:
         try:
             while self._ended:
-                some = [self._ended.popleft() for _ in range(min(TOGETHER, len(self._ended)))]
+                some = [self._ended.popleft() for _ in range(min(TOLD_TOGETHER, len(self._ended)))]
                 try:
                     await self._tell(max(await self.all([self._enter_as(number, []) for number in some])))
                 except (SynapError, Refused):
