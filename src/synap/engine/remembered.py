@@ -183,8 +183,12 @@ for _command in c.COMMANDS.values():
     _weight = estimator(_command.answer, 0)
     if _weight is not None:
         _WEIGHTS[_command.answer] = _weight
-_WEIGHTS[DeliveredTogether] = lambda together: DELIVERY_COST * len(together.deliveries)
-_WEIGHTS[StoredBatch] = lambda batch: 200 * batch.count + len(batch.outcomes)
+_WEIGHTS.update(
+    {
+        DeliveredTogether: lambda together: DELIVERY_COST * len(together.deliveries),
+        StoredBatch: lambda batch: 200 * batch.count + len(batch.outcomes),
+    }
+)
 weigher = _WEIGHTS.get
 """The estimator for a class of answers. A method of a name that is imported would be looked up anew in each call."""
 
