@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Dict, Iterable, Iterator, List, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import STEP, Caller, Steps, at_once, in_order
+from synap.engine.callers import STEP, Caller, Steps, at_once, in_order, run
 from synap.engine.core import Core
 from synap.engine.limits import check_name
 from synap.engine.streams import too_many
