@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 from typing import Any, List, Optional, Sequence
 
@@ -13,6 +14,7 @@ from synap.engine import keyvalue
 from synap.engine.callers import WAITING
 from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.engine import Limits
+from synap.engine.journal import Journal
 from synap.engine.keyvalue import CLEARED_AT_ONCE
 from synap.engine.values import integer
 from synap.errors import SynapError
@@ -334,3 +336,57 @@ def test_a_page_ends_after_many_keys_that_have_expired(monkeypatch: pytest.Monke
     while pages[-1].cursor is not None:
         pages.append(world.get(c.ScanAnswer, c.KvScan(cursor=pages[-1].cursor)))
     assert [page.keys for page in pages] == [[], [], ["last"]]
+
+
+def test_clearing_ends_whatever_is_stored_behind_it_or_where_it_will_not_look(world: World) -> None:
+    """It went on to the end of the prefix as it was by then, and remembered every key that anybody stored."""
+    for number in range(3 * CLEARED_AT_ONCE):
+        world(c.KvSet(f"k{number:06}", X))
+    assert world(c.KvClear("k"), number=1) is WAITING
+    (clearing,) = world.engine.keys.clearings
+    stored = 0
+    while 1 not in world.client.answers:
+        for _ in range(1000):  # more than it looks at in one turn
+            world(c.KvMSet([c.Pair(f"{place}{stored:06}", X) for place in ("a", "k000", "k9", "z")]))
+            stored += 1
+        world.engine.advance(world.now)
+        assert stored <= 10_000
+    assert world.client.answers[1].deleted == 3 * CLEARED_AT_ONCE
+    assert not clearing.spared
+    assert len(world.engine.keys.values) == 4 * stored
+
+
+def test_clearing_ends_although_keys_are_stored_between_those_that_it_has_still_to_look_at(world: World) -> None:
+    for number in range(3 * CLEARED_AT_ONCE):
+        world(c.KvSet(f"k{number:06}", X))
+    assert world(c.KvClear("k"), number=1) is WAITING
+    for turn in itertools.count():
+        if 1 in world.client.answers:
+            break
+        assert turn < 100
+        for number in range(1000):
+            world(c.KvSet(f"k{world.random.randrange(1000, 3000):06}.{turn}.{number}", X))
+        world.engine.advance(world.now)
+    assert world.client.answers[1].deleted == 3 * CLEARED_AT_ONCE
+
+
+@pytest.mark.parametrize("how", ["aborted", "refused by the disk"])
+def test_clearing_deletes_what_was_changed_meanwhile_where_that_is_undone(how: str) -> None:
+    world = World(durable=True)
+    for number in range(3 * CLEARED_AT_ONCE):
+        world(c.KvSet(f"k{number:06}", X))
+    assert world(c.KvClear("k"), number=1) is WAITING
+    last, before = (f"k{3 * CLEARED_AT_ONCE - behind:06}" for behind in (1, 2))
+    world(c.KvSet(before, Y))
+    world.engine.collect()
+    changes = [c.KvSet(last, Y), c.KvSet(before, X)]
+    if how == "aborted":
+        outcomes = world.batch(*changes, c.QueueStats("none"), atomic=True)
+        assert outcomes == ["BATCH_ABORTED", "BATCH_ABORTED", "QUEUE_NOT_FOUND"]
+    else:
+        for change in changes:
+            world(change)
+        Journal.roll_back(world.engine.collect()[1])
+    world.sleep(1)
+    assert world.client.answers[1].deleted == 3 * CLEARED_AT_ONCE - 1
+    assert world.engine.keys.values == {before: Y}

@@ -135,6 +135,24 @@ def test_a_room_trimmed_while_it_is_dumped_comes_back_whole() -> None:
     assert picture(twin) == picture(world.engine)
 
 
+def test_a_dump_ends_however_fast_keys_and_events_come_behind_it(world: World) -> None:
+    """It went on to the end as it was by then."""
+    for number in range(10):
+        world(c.KvSet(f"k{number:04}", X))
+        world(c.StreamPublish("r", "t", X))
+    commit(world)
+    records: List[Record] = []
+    came = 10
+    for page in world.engine.dump(2):
+        records += page
+        for _ in range(5):
+            world(c.KvSet(f"k{came:04}", X))
+            world(c.StreamPublish("r", "t", X))
+            came += 1
+        assert came < 200
+    assert picture(replay(world.fresh(), records + commit(world), world.now)) == picture(world.engine)
+
+
 def test_what_goes_away_or_comes_again_while_it_is_dumped(world: World) -> None:
     for number in range(5):
         world(c.KvSet(f"k{number}", X))

@@ -253,8 +253,22 @@ SEEDS = (
     Seed(
         "clearing deletes what was stored since it began",
         "engine/keyvalue.py",
-        "if key.startswith(prefix) and key not in spared]",
-        "if key.startswith(prefix)]",
+        "            if key not in clearing.spared:\n                gone.append(key)\n",
+        "            gone.append(key)\n",
+        "tests/engine/test_keyvalue.py -k clearing",
+    ),
+    Seed(
+        "clearing goes on to what was stored behind its end",
+        "engine/keyvalue.py",
+        "self.ordered.irange(clearing.begin, clearing.end)",
+        "self.ordered.irange(clearing.begin)",
+        "tests/engine/test_keyvalue.py -k clearing",
+    ),
+    Seed(
+        "clearing spares what an undo has put back",
+        "engine/keystore.py",
+        "                    journal.undos.append((clearing.spared.discard, (key,)))\n",
+        "                    pass\n",
         "tests/engine/test_keyvalue.py -k clearing",
     ),
     Seed(

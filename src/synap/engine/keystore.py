@@ -64,13 +64,13 @@ def hold_hashes(values: Dict[Any, bytes]) -> None:
 
 
 class Clearing:
-    """A `clear` in progress: `last` is the last key it has seen (None: none yet), `spared` keys stored meanwhile."""
+    """A `clear` in progress: what it has still to look at goes from `begin` to `end`; `spared` was stored meanwhile."""
 
-    __slots__ = ("caller", "deleted", "last", "number", "prefix", "spared")
+    __slots__ = ("begin", "caller", "deleted", "end", "number", "spared")
 
-    def __init__(self, prefix: str, caller: Caller, number: Number) -> None:
-        self.prefix = prefix
-        self.last: Optional[str] = None
+    def __init__(self, begin: str, end: str, caller: Caller, number: Number) -> None:
+        self.begin = begin
+        self.end = end
         self.caller = caller
         self.number = number
         self.deleted = 0
@@ -152,9 +152,11 @@ class KeyStore:
         self.values[key] = value
         if old is None:
             self.ordered.add(key)
-        if self.clearings:
-            for clearing in self.clearings:
+        for clearing in self.clearings:
+            if clearing.begin <= key <= clearing.end and key not in clearing.spared:
                 clearing.spared.add(key)
+                if journal.keep_undo:
+                    journal.undos.append((clearing.spared.discard, (key,)))
         if due is not None:
             self._set_deadline(key, due)
         elif expires and key in expires:
@@ -276,10 +278,11 @@ class KeyStore:
         if self.secret is not None:
             yield [(r.SECRET, self.secret)]
         first: Optional[str] = None
-        while True:
+        last = next(reversed(self.ordered), None)  # those that come behind it meanwhile are in the journal
+        while last is not None:
             page: Dict[str, bytes] = {}
             size = 0
-            for key in islice(self.ordered.irange(first, None, (False, True)), slice_size):
+            for key in islice(self.ordered.irange(first, last, (False, True)), slice_size):
                 value = page[key] = self.values[key]
                 size += len(key) + len(value)
                 if size > slice_bytes:

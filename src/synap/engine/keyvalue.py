@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any, Callable, List, Optional, Tuple, Union
 
 from msgspec import UNSET
@@ -19,9 +18,13 @@ from synap.errors import SynapError
 HIDDEN = 5_000
 """Keys that the caller may not see, or that have expired, after which a page of a scan ends, however few it has."""
 CLEARED_AT_ONCE = 1000
-"""Keys that `clear` goes over before other requests have their turn."""
+"""Keys that `clear` deletes before other requests have their turn."""
+SPARED = 20
+"""How many times as many it goes over: it has to be faster than those who store keys where it is still to look."""
 
 _PREVIOUS = 65_536
+_LAST = "\U0010ffff" * 256
+"""What no key is behind that begins with a text, when it is added to that."""
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
@@ -201,7 +204,8 @@ class Keys(KeyStore):
 
     def clear(self, p: c.KvClear, now: float, caller: Caller, number: Number) -> Union[c.DeletedAnswer, Signal]:
         """Delete the keys with the prefix that exist now: a first slice at once, the others in `advance`."""
-        clearing = Clearing(p.prefix, caller, number)
+        end = next(self.ordered.irange(p.prefix, p.prefix + _LAST, reverse=True), "")
+        clearing = Clearing(p.prefix, end, caller, number)
         self.clearings.append(clearing)
         if self._clear_on(clearing, now, CLEARED_AT_ONCE):
             self.clearings.remove(clearing)
@@ -211,21 +215,22 @@ class Keys(KeyStore):
         return WAITING
 
     def _clear_on(self, clearing: Clearing, now: float, most: int) -> bool:
-        """Go over up to `most` more keys; returns whether that was all."""
-        prefix, spared = clearing.prefix, clearing.spared
-        last = clearing.last
-        walk = self.ordered.irange(prefix if last is None else last, None, (last is None, True))
-        page = list(islice(walk, most))
-        over = len(page) < most or not page[-1].startswith(prefix)
-        gone = [key for key in page if key.startswith(prefix) and key not in spared]
+        """Delete up to `most` more keys; returns whether that was all."""
+        over = True
+        gone: List[str] = []
+        for looked, key in enumerate(self.ordered.irange(clearing.begin, clearing.end), 1):
+            if key not in clearing.spared:
+                gone.append(key)
+            if len(gone) == most or looked == SPARED * most:
+                over = key == clearing.end
+                clearing.begin = key + "\0"  # the least text behind it
+                break
         dead = sum([self.expires.get(key, now + 1) <= now for key in gone]) if self.expires else 0
         for key in gone:
             self._remove(key)
         if gone and self.journal.keep_records:
             self.journal.records.append((r.KEYS_GONE, gone))
         clearing.deleted += len(gone) - dead
-        if page:
-            clearing.last = page[-1]
         return over
 
     def forget(self, caller: Caller, number: Optional[Number] = None) -> None:

@@ -367,10 +367,10 @@ class Streams:
                 continue
             places: List[Record] = [(r.NAME, room.name, name, place) for name, place in room.places.items()]
             yield [(r.ROOM, room.name, room.incarnation), (r.TRIMMED, room.name, room.oldest), *places], 0
-            offset = room.oldest
+            offset, end = room.oldest, room.next  # what is published meanwhile is in the journal
             while self.by_name.get(room.name) is room:
                 offset = max(offset, room.oldest)
-                if offset >= room.next:
+                if offset >= end:
                     break
                 event = room.events[offset - room.base]
                 content = (event.event_type, event.data, event.metadata or None, event.timestamp)
