@@ -37,8 +37,6 @@ HELD: Dict[str, str] = {
     "::test_each_of_those_that_consume_in_one_turn_gets_one_whatever_the_others_got",
     "`kv.scan`": "cluster/test_partly.py::test_a_scan_gives_each_key_once_in_order_within_a_partition",
     "`kv.clear`": "conformance/test_kv.py::test_what_is_stored_while_it_is_cleared_stays",
-    "`if_value` between formats": "conformance/test_kv.py"
-    "::test_a_value_is_compared_with_one_written_in_the_other_format",
     "`from_offset` of a subscription, beyond the newest event": "cluster/test_partly.py"
     "::test_who_goes_on_behind_events_that_are_not_there_is_told",
     "`subscribers_notified`, `consumers`": "cluster/test_partly.py"

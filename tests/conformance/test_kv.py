@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 
@@ -468,10 +468,27 @@ async def test_if_value_tells_types_apart(client: AsyncSynapClient, name: str) -
 
 async def test_a_value_is_compared_with_one_written_in_the_other_format(make: Any, target: Any, name: str) -> None:
     client, other = make(), make(format="msgpack" if target.format == "json" else "json")
-    for value in VALUES:
+    lists: List[Any] = [[] for _ in range(30_000)]
+    large = ["x" * 70_000, '"\n' * 30_000, lists, {"a": {"b": lists}, "c": [1, -1, 1.5, None, "ü"] * 10_000}]
+    for value in [*VALUES, *large]:
         await client.kv.set(name, value)
-        assert await other.kv.delete(name, if_value=value) == 1, value
+        assert await other.kv.delete(name, if_value=[value]) == 0
+        assert await other.kv.delete(name, if_value=value) == 1, str(value)[:80]
         assert not await client.kv.exists(name)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_bytes_are_not_the_text_that_stands_for_them_in_json(
+    make: Callable[..., AsyncSynapClient], name: str, size: int
+) -> None:
+    json, packed = make(format="json"), make(format="msgpack")
+    for value in (b"x" * size, [b"x" * size]):
+        await packed.kv.set(name, value)
+        text = (await json.kv.get(name)).value
+        assert await json.kv.delete(name, if_value=text) == 0
+        await json.kv.set(name, text)
+        assert await packed.kv.delete(name, if_value=value) == 0
+        assert await packed.kv.delete(name, if_value=text) == 1
 
 
 async def test_delete_and_expire_with_a_value(client: AsyncSynapClient, name: str) -> None:

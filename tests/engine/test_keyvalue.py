@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import itertools
 import random
-from typing import Any, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
+import msgspec
 import pytest
 
 from synap import commands as c
@@ -305,6 +307,38 @@ def test_a_cursor_of_the_longest_key_is_taken_and_longer_ones_are_not_looked_at(
     monkeypatch.setattr(base64, "b64decode", lambda *arguments, **kwargs: pytest.fail("it was looked at"))
     with pytest.raises(SynapError, match="cursor must be one that"):
         read_cursor(secret, "", "A" * 2000)
+
+
+@pytest.mark.parametrize("stored", [b"[" + b"{}," * 5_000 + b"{}]", b"\xdd\0\0\x13\x88" + b"\x90" * 5_000])
+def test_a_stored_value_is_never_decoded_to_be_compared(
+    monkeypatch: pytest.MonkeyPatch, world: World, stored: Any
+) -> None:
+    """Comparing one byte with megabytes of the other format kept all callers waiting."""
+    asked: Any = b"\xc0" if stored[0] < 0x80 else b"null"
+    world(c.KvSet("k", stored))
+    decoded: List[bytes] = []
+
+    def noting(decode: Callable[[bytes], Any], data: bytes) -> Any:
+        decoded.append(data)
+        return decode(data)
+
+    for codec in (msgspec.json, msgspec.msgpack):
+        monkeypatch.setattr(codec, "decode", functools.partial(noting, codec.decode))
+    assert not world(c.KvSet("k", X, if_value=asked)).success
+    assert world(c.KvDel(["k"], if_value=asked)).deleted == 0
+    assert not world(c.KvExpire("k", 5, if_value=asked)).success
+    assert decoded == [asked] * 3
+
+
+def test_json_that_was_not_written_as_msgspec_does_equals_only_itself(world: World) -> None:
+    spaced: Any = b'{"a": 1}'
+    packed: Any = msgspec.msgpack.encode({"a": 1})
+    world(c.KvSet("k", spaced))
+    tight: Any = b'{"a":1}'
+    for asked in (packed, tight):
+        assert not world(c.KvSet("k", X, if_value=asked)).success
+    assert world(c.KvSet("k", packed, if_value=spaced)).success
+    assert world(c.KvDel(["k"], if_value=spaced)).deleted == 1
 
 
 def test_clearing_spares_what_was_stored_since_it_began(world: World) -> None:

@@ -7,7 +7,6 @@ from itertools import count
 from math import ceil
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import msgspec
 from msgspec import UNSET
 
 from synap import commands as c
@@ -16,7 +15,7 @@ from synap.cluster.memory import Request
 from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.keystore import check_key
 from synap.engine.keyvalue import HIDDEN, exclusive, one_key
-from synap.engine.values import integer
+from synap.engine.values import in_the_other_format, integer
 from synap.errors import SynapError
 
 PIECE = 500
@@ -41,26 +40,8 @@ def stored(value: Any) -> bytes:
 
 def either(value: Any) -> Tuple[bytes, bytes]:
     """Return a value as it is kept, and as it would be in the other format ('' where that can't hold it)."""
-    data: bytes = value
-    own = stored(data)
-    if data[0] < 0x80:
-        other = msgspec.msgpack.encode(msgspec.json.decode(data))
-        return own, stored(other if other[0] >= 0x80 else b"\xcc" + other)
-    try:
-        return own, stored(msgspec.json.encode(_without_bytes(msgspec.msgpack.decode(data))))
-    except TypeError:
-        return own, b""
-
-
-def _without_bytes(value: Any) -> Any:
-    """Return a value that JSON can hold too; raises `TypeError` for bytes, which it would turn into text."""
-    if isinstance(value, bytes):
-        raise TypeError
-    if isinstance(value, list):
-        return [_without_bytes(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _without_bytes(item) for key, item in value.items()}
-    return value
+    other = in_the_other_format(value)
+    return stored(value), other and stored(other)
 
 
 class Keys(Facility):

@@ -19,6 +19,16 @@ CLIENT_PREFIX = 24
 Value: TypeAlias = msgspec.Raw
 """A user's value: encoded on the wire, `bytes` in the engine, the object itself in a client."""
 
+
+class Compared(bytes):
+    """A large value to compare a stored one with, translated beforehand, in steps: `other`, as the other format has it.
+
+    It is b"" where that format can't hold it.
+    """
+
+    other = b""
+
+
 _WHOLE = Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")
 
 Key = Annotated[str, Meta(min_length=1, max_length=1024, description="a string of 1 to 1,024 bytes of UTF-8")]

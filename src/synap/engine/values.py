@@ -9,6 +9,8 @@ from typing import Any, Optional
 
 import msgspec
 
+from synap.commands import Compared
+
 _PACKED = {0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False)}
 _PACKED.update({0xD0: (1, True), 0xD1: (2, True), 0xD2: (4, True), 0xD3: (8, True)})
 
@@ -26,17 +28,31 @@ def integer(value: bytes) -> Optional[int]:
 
 
 def same(stored: Optional[bytes], asked: Any) -> bool:
-    """Return whether a stored value equals the given one, whichever format each of them is in."""
+    """Return whether a stored value has the very bytes of the given one, in the format that it is stored in."""
     if stored is None or stored == asked:
         return stored is not None
-    stored_is_json, asked_is_json = stored[0] < 0x80, asked[0] < 0x80
-    if stored_is_json == asked_is_json:
-        return False
-    text, packed = (asked, stored) if asked_is_json else (stored, asked)
-    return bool(_packed(text) == packed)
+    return (stored[0] < 0x80) != (asked[0] < 0x80) and stored == in_the_other_format(asked)
 
 
-def _packed(text: bytes) -> bytes:
-    """Convert JSON text to MessagePack as it is stored: integers from 0 to 127 in two bytes."""
-    data = msgspec.msgpack.encode(msgspec.json.decode(text))
-    return b"\xcc" + data if data[0] < 0x80 else data
+def in_the_other_format(asked: bytes) -> bytes:
+    """Return a value to compare with as it would be stored in the other format; b"" where that can't hold it."""
+    if type(asked) is Compared:
+        return asked.other
+    if asked[0] < 0x80:
+        data = msgspec.msgpack.encode(msgspec.json.decode(asked))
+        return b"\xcc" + data if data[0] < 0x80 else data  # integers from 0 to 127 are stored in two bytes
+    try:
+        return msgspec.json.encode(_without_bytes(msgspec.msgpack.decode(asked)))
+    except TypeError:
+        return b""
+
+
+def _without_bytes(value: Any) -> Any:
+    """Return a value that JSON can hold too; raises `TypeError` for bytes, which it would turn into text."""
+    if isinstance(value, bytes):
+        raise TypeError
+    if isinstance(value, list):
+        return [_without_bytes(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_bytes(item) for key, item in value.items()}
+    return value

@@ -26,6 +26,7 @@ from synap.wire.buffer_pool import BUFFERS
 from synap.wire.counting import bounds, fits, long_fields
 from synap.wire.large import Steps
 from synap.wire.parts import Parts
+from synap.wire.translate import compared
 
 MALFORMED = (msgspec.DecodeError, ValueError, RecursionError)
 """What decoders raise for a body that is not what it should be."""
@@ -197,7 +198,10 @@ class Codec:
             if kind == VALUE:
                 value = getattr(payload, name)
                 if value is not UNSET:
-                    setattr(payload, name, (yield from self._take(value)))
+                    value = yield from self._take(value)
+                    if name == "if_value" and len(value) >= large.LARGE:
+                        value = yield from compared(value)
+                    setattr(payload, name, value)
             else:
                 for field in value_fields(item):
                     for done, entry in enumerate(getattr(payload, name), 1):

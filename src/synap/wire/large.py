@@ -188,9 +188,12 @@ _LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD:
 
 
 def check_msgpack(data: bytes) -> Steps:
-    """Check that a MessagePack value can be converted to JSON. Raises `INVALID_PAYLOAD`."""
+    """Check that a MessagePack value can be converted to JSON; returns whether `bytes` in it would become text there.
+
+    Raises `INVALID_PAYLOAD`.
+    """
     try:
-        yield from _check_parts(data)
+        return (yield from _check_parts(data))
     except (IndexError, struct.error):
         raise refuse("$", "it ends too early") from None
 
@@ -198,13 +201,14 @@ def check_msgpack(data: bytes) -> Steps:
 def _check_parts(data: bytes) -> Steps:
     size = len(data)
     position, rest = 0, PARTS
+    has_bytes = False
     left, keyed = 1, False
     """Remaining parts of the current list or dictionary; of a dictionary, keys and values both count."""
     outer: List[Tuple[int, bool]] = []
     while True:
         while not left:
             if not outer:
-                return
+                return has_bytes
             left, keyed = outer.pop()
         rest -= 1
         if rest < 0:
@@ -230,6 +234,7 @@ def _check_parts(data: bytes) -> Steps:
                 raise refuse("$", "a number is not finite")
         else:
             length, kind, position = sized(data, head, position)
+            has_bytes |= kind == BYTES
         if key and kind != TEXT:
             raise refuse("$", "keys must be strings")
         if kind in (LIST, DICTIONARY):

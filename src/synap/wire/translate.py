@@ -14,10 +14,21 @@ from typing import Any, Dict, Generator, List, Optional, Tuple
 
 import msgspec
 
-from synap.commands import BatchAnswer, BatchOutcome
+from synap.commands import BatchAnswer, BatchOutcome, Compared
 from synap.shapes import VALUE, value_fields
 from synap.wire import values
-from synap.wire.large import CHANGE, DICTIONARY, LARGE, LIST, NO_BRACKETS, STRINGS, Steps, is_whole, sized
+from synap.wire.large import (
+    CHANGE,
+    DICTIONARY,
+    LARGE,
+    LIST,
+    NO_BRACKETS,
+    STRINGS,
+    Steps,
+    check_msgpack,
+    is_whole,
+    sized,
+)
 from synap.wire.values import MAX_DEPTH
 
 WINDOW = 16 * 1024
@@ -55,6 +66,16 @@ def translate(value: bytes, format: str) -> Steps:
         raise values.too_deep() from None
 
 
+def compared(value: bytes) -> Steps:
+    """Translate a stored value that another is to be compared with, in steps; returns it with the translation."""
+    both = Compared(value)
+    if value[0] < 0x80:
+        both.other = yield from translate(value, "msgpack")
+    elif not (yield from check_msgpack(value)):
+        both.other = yield from translate(value, "json")
+    return both
+
+
 def _alone(value: bytes, format: str) -> Steps:
     """Translate a value that is neither a list nor a dictionary."""
     if format == "msgpack":
@@ -78,18 +99,19 @@ def _alone(value: bytes, format: str) -> Steps:
 
 
 class _Open:
-    """A list or dictionary whose end has not been reached, and its place in the output, where its length goes."""
+    """A list or dictionary whose end has not been reached, and which of the heads its own will be."""
 
-    __slots__ = ("count", "kind", "place")
+    __slots__ = ("count", "kind", "number")
 
-    def __init__(self, kind: int, place: int) -> None:
+    def __init__(self, kind: int, number: int) -> None:
         self.kind = kind
-        self.place = place
+        self.number = number
         self.count = 0
 
 
 def _to_msgpack(data: bytes) -> Steps:
     out = bytearray()
+    heads: List[Tuple[int, bytes]] = []
     stack = [_Open(_LIST, -1)]  # around the value itself
     position, size = 0, len(data)
     while position < size:
@@ -100,10 +122,18 @@ def _to_msgpack(data: bytes) -> Steps:
             rest, strings = rest[:comma], strings[:before]
             end = position + comma + sum(map(len, strings)) - before
         before = len(out)
-        _add_piece(data[position:end], rest, strings, stack, out)
+        _add_piece(data[position:end], rest, strings, stack, out, heads)
         position = end + 1
         yield len(out) - before
-    return bytes(out)
+    # How long these heads are depends on how many items there were.
+    parts: List[Any] = []
+    whole, begin = memoryview(out), 0
+    for number, (place, head) in enumerate(heads):
+        parts += [whole[begin:place], head]
+        begin = place
+        if not number % _SEVERAL:
+            yield None
+    return b"".join([*parts, whole[begin:]])
 
 
 def shape(data: bytes, position: int) -> Generator[None, None, Tuple[bytes, List[bytes], int]]:
@@ -146,8 +176,13 @@ def _text_end(data: bytes, position: int) -> Generator[None, None, int]:
             yield
 
 
-def _add_piece(piece: bytes, rest: bytes, strings: List[bytes], stack: List[_Open], out: bytearray) -> None:
-    """Translate a piece that begins inside the innermost of `stack`; update `stack` to what is open at its end."""
+def _add_piece(
+    piece: bytes, rest: bytes, strings: List[bytes], stack: List[_Open], out: bytearray, heads: List[Tuple[int, bytes]]
+) -> None:
+    """Translate a piece that begins inside the innermost of `stack`; update `stack` to what is open at its end.
+
+    `heads`: those of the lists and dictionaries that no piece holds whole, b"" until they end, with their places.
+    """
     began = len(stack) - 1
     brackets = rest.translate(None, NO_BRACKETS)
     levels = list(accumulate(map(CHANGE.__getitem__, brackets), initial=began))
@@ -171,7 +206,7 @@ def _add_piece(piece: bytes, rest: bytes, strings: List[bytes], stack: List[_Ope
     while len(stack) - 1 > least:
         ended = stack.pop()
         _add(spine.pop(), ended, out)
-        out[ended.place + 1 : ended.place + 5] = ended.count.to_bytes(4, "big")
+        heads[ended.number] = heads[ended.number][0], _head(ended)
     node = spine[0]
     for index in opened:
         outer = stack[-1]
@@ -184,10 +219,19 @@ def _add_piece(piece: bytes, rest: bytes, strings: List[bytes], stack: List[_Ope
             inner = node.pop(key)
             _add(node, outer, out)
             out += _pack_encode(key)
-        stack.append(_Open(brackets[index], len(out)))
-        out += b"\xdd\0\0\0\0" if brackets[index] == _LIST else b"\xdf\0\0\0\0"
+        stack.append(_Open(brackets[index], len(heads)))
+        heads.append((len(out), b""))
         node = inner
     _add(node, stack[-1], out)
+
+
+def _head(ended: _Open) -> bytes:
+    few, many = (0x90, 0xDC) if ended.kind == _LIST else (0x80, 0xDE)
+    if ended.count < 16:
+        return bytes([few | ended.count])
+    if ended.count < 65536:
+        return bytes([many]) + ended.count.to_bytes(2, "big")
+    return bytes([many + 1]) + ended.count.to_bytes(4, "big")
 
 
 def _begin(kind: int, goes_on: bool) -> bytes:
