@@ -175,6 +175,29 @@ async def test_a_clear_that_ended_half_way_takes_the_rest_when_it_comes_again(
     assert (await result(Running(keys.scan(c.KvScan(), asked)).start())).keys == []
 
 
+async def test_a_clear_ends_however_fast_keys_come_behind_it(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, stored = asking.host.facilities.keys, 0
+    delete = keys._delete
+    value: Any = b"1"
+    monkeypatch.setattr("synap.cluster.keys.PIECE", 5)
+
+    async def store(count: int) -> None:
+        nonlocal stored
+        for _ in range(count):
+            stored += 1
+            await keys.set(c.KvSet(f"{{t}}{stored:04}", value), asking.request())
+
+    async def while_others_store(*given: Any) -> int:
+        deleted = await delete(*given)
+        await store(10)
+        assert stored < 200
+        return deleted
+
+    await result(Running(store(20)).start())
+    monkeypatch.setattr(keys, "_delete", while_others_store)
+    assert (await result(Running(keys.clear(c.KvClear("{t}"), asking.request())).start())).deleted == 20
+
+
 @pytest.mark.parametrize(
     ("command", "payload"),
     [(c.QUEUE_CONSUME, c.QueueConsume(Q, PATIENCE)), (c.QUEUE_CONSUME_MANY, c.QueueConsumeMany([Q], 1, PATIENCE))],

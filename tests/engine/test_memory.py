@@ -465,9 +465,9 @@ def test_the_room_that_is_made_is_kept_and_others_make_their_own() -> None:
     with pytest.raises(Crowded) as crowded:
         engine.execute(c.KvSet("new", VALUE), world.now, world.client)
     for number, _ in enumerate(engine.evict(crowded.value.growth)):
-        for other in range(20):
+        for other in range(eviction.AT_ONCE):
             world(c.KvSet(f"other{number}.{other}", X, ttl=100))
-        assert world(c.KvGet(f"other{number}.19")).found
+        assert world(c.KvGet(f"other{number}.{other}")).found
         assert number < 50
     assert engine.budget.limit == limit
     assert engine.execute(c.KvSet("new", VALUE), world.now, world.client) == c.SetAnswer(True, "new")

@@ -44,6 +44,12 @@ def either(value: Any) -> Tuple[bytes, bytes]:
     return stored(value), other and stored(other)
 
 
+def _range(prefix: str) -> Tuple[bytes, bytes]:
+    """Return between which keys those lie that begin with a text, as ZRANGE takes it."""
+    text = prefix.encode()
+    return (b"[" + text, b"(" + text + b"\xff") if text else (b"-", b"+")
+
+
 class Keys(Facility):
     """The key-value facility: one method per command, named as it is."""
 
@@ -260,17 +266,19 @@ class Keys(Facility):
             partition, after = partition + wide, None
         return c.ScanAnswer(page, None, False)
 
-    def _page(self, partition: int, prefix: str, after: Optional[str], count: int) -> Any:
-        text = prefix.encode()
-        low = b"[" + text if text else b"-"
-        if after is not None and after.encode() >= text:
+    def _page(self, partition: int, prefix: str, after: Optional[str], count: int, end: bytes = b"") -> Any:
+        low, high = _range(prefix)
+        if after is not None and after >= prefix:
             low = b"(" + after.encode()
-        high = b"(" + text + b"\xff" if text else b"+"
+        if end:
+            high = b"[" + end
         return self.read(partition, "syn_page", self.places.index(partition), (low, high, b"%d" % count))
 
     async def clear(self, p: c.KvClear, request: Request) -> c.DeletedAnswer:
-        """Delete by prefix, partition by partition in pages; a key that comes meanwhile goes too where that is still to
-        be looked at."""
+        """Delete by prefix, partition by partition in pages, up to the last key that there is when a partition begins.
+
+        A key that comes meanwhile goes too where that is still to be looked at.
+        """
         deleted = await self._clear(p.prefix, request, "")
         if request.retried == b"1":  # what was remembered of a page by its number, an earlier try did to other keys
             deleted += await self._clear(p.prefix, request, secrets.token_hex(4))
@@ -283,11 +291,16 @@ class Keys(Facility):
             some = range(first, min(first + TOGETHER, self.places.count))
             pages = await self.all([self._page(q, prefix, None, PIECE) for q in some])
             for which, (keys, last) in zip(some, pages):
+                ends: List[bytes] = []
+                if last:
+                    low, high = _range(prefix)
+                    index = self.places.index(which)[0]
+                    ends = await self.link.command(which, "ZRANGE", index, high, low, "BYLEX", "REV", "LIMIT", 0, 1)
                 for number in count(1):
                     names = [key.decode() for key in keys]
                     part = request.piece(f"{mark}{which}.{number}")
                     deleted += await self._delete(names, part) if names else 0
                     if not last:
                         break
-                    keys, last = await self._page(which, prefix, last.decode(), PIECE)
+                    keys, last = await self._page(which, prefix, last.decode(), PIECE, *ends)
         return deleted
