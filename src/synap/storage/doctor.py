@@ -17,7 +17,16 @@ from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import NO_MARK, Progress, Structure, place_of, unreadable
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import digest
-from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
+from synap.storage.store import (
+    PAGE,
+    Current,
+    Identity,
+    connect,
+    missing_pieces,
+    read_current,
+    read_identity,
+    slice_id,
+)
 from synap.storage.wal import broken_frames, mend
 from synap.storage.write_directory import new_directory, write_engine
 
@@ -138,7 +147,7 @@ class _Examination:
         if not os.path.isdir(self.directory):
             raise refusal("INVALID_REQUEST", f"{self.directory} is not a directory", self.directory)
         if not os.path.exists(path):
-            if not os.path.exists(os.path.join(self.files, MARK)):
+            if missing_pieces(self.files) is None:
                 raise no_data(self.directory)
             self._found(DATABASE, "the file", "it is missing")
             return self._report()

@@ -18,13 +18,14 @@ import os
 import secrets
 import sqlite3
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
 from synap.storage import private
-from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, WAL, damage, refusal, remove_database
-from synap.storage.mark import write_mark
+from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, WAL, Damaged, damage, refusal, remove_database
+from synap.storage.mark import read_mark, write_mark
 from synap.storage.reserve import free_space
 from synap.storage.rows import Torn, seal_map, unseal_map
 
@@ -68,6 +69,10 @@ class Current(NamedTuple):
     start: int
 
 
+EMPTY = Current(0, 0, 0, 0, 1)
+"""What a new database says."""
+
+
 class Unsynced(OSError):
     """What was written could not be forced to the disk."""
 
@@ -108,13 +113,15 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
 
 def create(directory: str) -> None:
     """Make the database and the mark of a new directory. A crash on the way leaves nothing that counts as one."""
-    create_hidden(directory)
-    os.replace(os.path.join(directory, NEW), os.path.join(directory, DATABASE))
+    identity = unfinished(directory) or create_hidden(directory)
     sync_directory(directory)
+    # The mark first: a database without a mark that was emptied by accident would look like a new one.
+    write_mark(directory, identity.id, 0)
+    reveal(directory)
 
 
-def create_hidden(directory: str) -> None:
-    """Make the mark of a new directory, and its database under a name that doesn't count."""
+def create_hidden(directory: str, current: Current = EMPTY) -> Identity:
+    """Make the database of a new directory under a name that doesn't count."""
     new = os.path.join(directory, NEW)
     remove_database(new)
     identity = Identity(FORMAT, secrets.token_bytes(16), secrets.token_bytes(32), time.time())
@@ -129,12 +136,40 @@ def create_hidden(directory: str) -> None:
         for table in SCHEMA:
             connection.execute(table)
         connection.execute("INSERT INTO meta VALUES(?, ?)", (IDENTITY, seal_map(IDENTITY, list(identity))))
-        connection.execute("INSERT INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, [0, 0, 0, 0, 1])))
+        connection.execute("INSERT INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, list(current))))
         connection.execute("COMMIT")
     finally:
         connection.close()
-    # The mark first: a database without a mark that was emptied by accident would look like a new one.
-    write_mark(directory, identity.id, 0)
+    return identity
+
+
+def reveal(directory: str) -> None:
+    """Give the database that was made the name that counts, once its mark is on disk."""
+    sync_directory(directory)
+    os.replace(os.path.join(directory, NEW), os.path.join(directory, DATABASE))
+    sync_directory(directory)
+
+
+def unfinished(directory: str) -> Optional[Identity]:
+    """Return what the database is that a crash kept `create` from giving its name; None where there is none.
+
+    What is being brought from elsewhere is none: it has rows, or its `meta` says that it will.
+    """
+    path = os.path.join(directory, NEW)
+    if not os.path.isfile(path) or os.path.exists(path + "-wal"):
+        return None
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            identity, current = read_identity(connection, directory), read_current(connection, directory)
+            if current != EMPTY or connection.execute("SELECT 1 FROM log UNION SELECT 1 FROM snapshot").fetchone():
+                return None
+    except (sqlite3.Error, Damaged):
+        return None
+    with suppress(Damaged):  # the crash came while the mark was written
+        mark = read_mark(directory)
+        if mark is not None and (mark.identity != identity.id or mark.written):
+            return None
+    return identity
 
 
 def sync_directory(directory: str) -> None:
@@ -390,7 +425,6 @@ def refused(trouble: Trouble, *, sparing: bool = False) -> SynapError:
 
 def missing_pieces(directory: str) -> Optional[str]:
     """Return the name of a file that shows that a missing database was here; None where there is none."""
-    for name in (MARK, WAL):
-        if os.path.exists(os.path.join(directory, name)):
-            return name
-    return None
+    if os.path.exists(os.path.join(directory, WAL)):
+        return WAL
+    return MARK if os.path.exists(os.path.join(directory, MARK)) and not unfinished(directory) else None

@@ -10,11 +10,12 @@ from typing import Iterator, List, Optional
 
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.storage.layout import DATABASE, LOCK, NEW, refusal
+from synap.storage.layout import LOCK, NEW, refusal
 from synap.storage.lock import DirectoryLock
+from synap.storage.mark import write_mark
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
 from synap.storage.snapshot import RECORDS, SLICE_BYTES, digest
-from synap.storage.store import CURRENT, Store, create_hidden, slice_id, sync_directory
+from synap.storage.store import CURRENT, EMPTY, Current, Store, create_hidden, reveal, slice_id
 
 
 @contextmanager
@@ -84,7 +85,8 @@ def write_engine(directory: str, engine: Engine) -> None:
 
     Nothing there counts as a database before all of it does.
     """
-    create_hidden(directory)
+    identity = create_hidden(directory, Current(1, 0, 0, 0, 1))
+    write_mark(directory, identity.id, 0)
     store = Store(directory, name=NEW)
     try:
         parts = size = sums = 0
@@ -109,10 +111,10 @@ def write_engine(directory: str, engine: Engine) -> None:
                 packed, held = [], 0
         if packed:
             put(packed)
-        current = [1, parts, sums, size, 1] if parts else [0, 0, 0, 0, 1]
-        store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, current)), safe=True)
+        current = Current(1, parts, sums, size, 1) if parts else EMPTY
+        sealed = seal_map(CURRENT, list(current))
+        store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, sealed), safe=True)
         store.checkpoint(whole=True)
     finally:
         store.close()
-    os.replace(os.path.join(directory, NEW), os.path.join(directory, DATABASE))
-    sync_directory(directory)
+    reveal(directory)
