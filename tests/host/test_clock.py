@@ -6,16 +6,18 @@ import io
 import json
 import logging
 import time
-from typing import Any, Iterator
+from typing import Any, Iterator, List
 
 import pytest
 
 from synap import SynapClient
+from synap.engine import records as r
 from synap.engine.engine import Engine
 from synap.host import EngineHost
 from synap.host.clock import Clock
 from synap.storage.durable import open_host
 from synap.storage.portable import export_directory
+from synap.storage.recovery import read_directory
 from synap.storage.write_directory import new_directory, write_engine
 from synap.testing import TestClock
 from tests.helpers.driver import Client, Service, c
@@ -99,14 +101,17 @@ def test_people_are_shown_the_wall_clock(client: SynapClient, clock: TestClock) 
     client.queue.publish("q", 1, delay=50)
     peeked = client.queue.peek("q", state="delayed").messages[0]
     assert (peeked.published, peeked.due) == (clock.wall(), clock.wall() + 50)
+    clock.set_wall(900)
     clock.advance(1)
-    clock.set_wall(2 * HOUR)
-    client.stream.publish("room", "later", 1)
+    assert client.queue.peek("q", state="delayed").messages[0].due == clock.wall() + 49
+    clock.set_wall(-900)
     client.queue.publish("work", 1)
+    clock.set_wall(2 * HOUR)
+    clock.advance(1)
     message = client.queue.consume("work", ack_deadline=30)
     assert message is not None
     assert message.deadline == clock.wall() + 30
-    assert client.queue.peek("q", state="delayed").messages[0].published == clock.wall() - 2 * HOUR - 1
+    assert client.queue.peek("q", state="delayed").messages[0].published == clock.wall() - 2 * HOUR - 2
     with client.pubsub.subscribe(["topic"]) as subscription:
         client.pubsub.publish("topic", 1)
         assert next(iter(subscription)).timestamp == int(clock.wall())
@@ -150,19 +155,87 @@ def test_a_restart_after_a_jump_goes_on_with_the_same_time(
         assert service.do(c.QueueConsume("delayed")).message == b"1"
 
 
+@pytest.mark.parametrize("session", ["s" * 32, ""], ids=["session", "no-session"])
+@pytest.mark.parametrize("folded", [False, True], ids=["log", "snapshot"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        c.KvSet("another", b"1"),
+        c.KvExpire("key", 100),
+        c.QueuePublish("q", b"1"),
+        c.QueueConsume("leased"),
+        c.StreamPublish("room", "kept", b"1"),
+    ],
+    ids=lambda payload: type(payload).__name__,
+)
 def test_a_wall_clock_that_was_set_back_while_nothing_ran_takes_nothing_back(
-    tmp_path: Any, hands: Hands, caplog: pytest.LogCaptureFixture
+    tmp_path: Any, hands: Hands, caplog: pytest.LogCaptureFixture, session: str, folded: bool, last: Any
 ) -> None:
+    """Whatever was written last, and whoever wrote it."""
     directory = str(tmp_path / "data")
-    with Service(directory, clock=hands.clock(), session="s" * 32) as service:
+    with Service(directory, clock=hands.clock(), session=session) as service:
         service.do(c.KvSet("key", b"1", ttl=100))
+        service.do(c.QueuePublish("leased", b"1"))
+        service.do(c.QueuePublish("delayed", b"1", delay=100))
         hands.pass_by(40)
-        service.do(c.KvSet("another", b"1"))
+        service.do(last)
+        if folded:
+            directory = str(tmp_path / "snapshot")
+            with new_directory(directory):
+                write_engine(directory, service.host.engine)
     hands.wall -= HOUR
     with caplog.at_level(logging.WARNING), opened(directory, hands) as service:
-        assert service.do(c.KvGet("key")).ttl == 60
+        assert service.do(c.KvGet("key")).ttl == (100 if isinstance(last, c.KvExpire) else 60)
+        hands.pass_by(59)
+        assert service.do(c.QueueConsume("delayed")) is None
+        hands.pass_by(2)
+        service.host.wake()
+        assert service.do(c.QueueConsume("delayed")).message == b"1"
         assert service.host.wall() == hands.wall
     assert "3600 s behind" in caplog.text
+
+
+def test_the_time_is_noted_once_a_second(tmp_path: Any, hands: Hands) -> None:
+    """Where nobody has a session; who has one says it with each turn."""
+    kinds: List[int] = []
+
+    def sets(session: str) -> List[int]:
+        with Service(str(tmp_path / session / "data"), clock=hands.clock(), session=session) as service:
+            for number in range(35):
+                service.do(c.KvSet(f"{number}", b"1"))
+                hands.pass_by(0.1)
+        read_directory(str(tmp_path / session / "data"), lambda records: kinds.extend(one[0] for one in records))
+        return [kinds.count(r.TIME), kinds.count(r.KEY), kinds.count(r.KEY_SET)]
+
+    assert sets("") == [4, 35, 0]
+    kinds.clear()
+    assert sets("s" * 32) == [0, 0, 35]
+
+
+@pytest.mark.parametrize("jump", [8 * HOUR, -HOUR], ids=["slept", "back"])
+@pytest.mark.parametrize("noticed", ["read", "woken", "left", "drained"])
+def test_a_jump_with_no_write_after_it_is_kept(tmp_path: Any, hands: Hands, jump: float, noticed: str) -> None:
+    """Such as a laptop's that is closed, opened, and switched off."""
+    directory = str(tmp_path / "data")
+    with opened(directory, hands) as service:
+        service.do(c.KvSet("key", b"1", ttl=HOUR))
+        service.do(c.QueuePublish("q", b"1"))
+        service.do(c.QueueConsume("q", ack_deadline=3600))
+        hands.pass_by(30)
+        hands.wall += jump
+        if noticed == "read":
+            service.do(c.KvGet("none"))
+        elif noticed == "woken":
+            service.host.wake()
+        elif noticed == "left":
+            service.host.leave(service.client)
+        else:
+            service.host.drain()
+    hands.pass_by(10)  # it is down
+    hands.steady = 5.0
+    with opened(directory, hands) as service:
+        assert service.do(c.KvGet("key")).ttl == HOUR - 40
+        assert service.do(c.QueueStats("q")).pending == 1
 
 
 def test_an_export_has_the_times_of_the_wall_clock(tmp_path: Any, hands: Hands) -> None:

@@ -35,6 +35,7 @@ from synap.engine.remembered import Delivery
 from synap.engine.replies import Replies
 from synap.engine.rooms import RoomSubscription
 from synap.engine.streams import Streams
+from synap.engine.timeline import NOTED
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
 
@@ -336,10 +337,17 @@ class Engine:
         """Take the records and undos since the last time, see `complete`."""
         return self.complete().take()
 
-    def complete(self) -> Journal:
-        """Note totals of queues and steps of the wall clock in the journal, and return it."""
+    def complete(self, now: float = 0.0) -> Journal:
+        """Note totals of queues and steps of the wall clock in the journal, and return it.
+
+        `now`: the time, which is noted once a second where no record says it.
+        """
         self.store.collect()
         timeline = self.timeline
+        if now >= timeline.latest + NOTED:
+            timeline.latest = now
+            if self.journal.said is None:
+                self.journal.records.append((r.TIME, now))
         if timeline.unrecorded and self.journal.keep_records:
             self.journal.records += [(r.CLOCK, *step) for step in timeline.unrecorded]
             if self.journal.keep_undo:
@@ -432,8 +440,9 @@ class Engine:
 
     def dump(self, slice_size: int = 1000) -> Iterator[List[Record]]:
         """Yield records of the whole state, in slices. Changes between two slices must be journaled and replayed."""
-        if self.deliveries.latest:
-            yield [*((r.CLOCK, *step) for step in self.timeline.steps), (r.TIME, self.deliveries.latest)]
+        latest = max(self.deliveries.latest, self.timeline.latest)
+        if latest:
+            yield [*((r.CLOCK, *step) for step in self.timeline.steps), (r.TIME, latest)]
         yield from self.keys.dump(slice_size, SLICE_BYTES)
         yield from queuelog.dump(self.store, slice_size, SLICE_BYTES)
         yield from self.streams.dump(slice_size, SLICE_BYTES)

@@ -313,16 +313,15 @@ class Streams:
             if entry is None:
                 return
             room = self.by_name[entry[2]]
-            end = room.first
-            last = min(len(room.events), end + left)
+            end = room.first + 1  # it is due, though its timestamp alone may not tell: a clock set back shows it twice
+            last = min(len(room.events), room.first + left)
             before = now - self.limits.room_age
             while end < last and self.timeline.time(room.events[end].timestamp) <= before:
                 end += 1
             left -= end - room.first
-            if end > room.first:
-                self._trim(room, end - room.first)
-                if self.journal.keep_records:
-                    self.journal.records.append((r.TRIMMED, room.name, room.oldest))
+            self._trim(room, end - room.first)
+            if self.journal.keep_records:
+                self.journal.records.append((r.TRIMMED, room.name, room.oldest))
             self._watch(room)
 
     # ------------------------------------------------------------------------------------------ restart

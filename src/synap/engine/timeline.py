@@ -14,6 +14,10 @@ Step = Tuple[float, float]
 
 NOTICED = 0.5
 """Seconds that the wall clock has to jump to count as a step."""
+LOOK = 0.05
+"""Seconds after which the wall clock is looked at again: in each turn it would cost a lone read several percent."""
+NOTED = 1.0
+"""Seconds after which the time is noted again."""
 KEPT = 100
 """Steps kept; of more, the oldest are forgotten."""
 
@@ -21,16 +25,18 @@ KEPT = 100
 class Timeline:
     """The steps, and the wall clock. Without a clock, wall time is the engine's time."""
 
-    __slots__ = ("_at", "ahead", "latest", "steps", "unrecorded", "wall")
+    __slots__ = ("_at", "again", "ahead", "latest", "steps", "unrecorded", "wall")
 
     def __init__(self) -> None:
         self.wall: Optional[Callable[[], float]] = None
         self.steps: List[Step] = []
         self._at = -1.0
         """The time at which the wall clock was read last: once a turn, which has one time."""
+        self.again = 0.0
+        """When to look at the wall clock again, though nothing is written."""
         self.ahead = 0.0
         self.latest = 0.0
-        """The latest time found in records."""
+        """The latest time found in records; while they are made, to a second."""
         self.unrecorded: List[Step] = []
         """Steps that are not journaled yet."""
 
@@ -49,14 +55,21 @@ class Timeline:
         """Undo that steps were journaled: they happened all the same, and are journaled with the next change."""
         self.unrecorded[:0] = steps
 
-    def shown(self, now: float) -> float:
-        """Return the wall time of `now`, and add a step where the clock has jumped."""
-        if self.wall is not None and now != self._at:
-            self._at = now
+    def look(self, now: float) -> float:
+        """Add a step where the wall clock has jumped by `now`, which is returned."""
+        self.again = now + LOOK
+        if self.wall is not None:
             ahead = self.wall() - now
             if not -NOTICED <= ahead - self.ahead <= NOTICED:
                 self.add(now, ahead)
                 self.unrecorded.append((now, ahead))
+        return now
+
+    def shown(self, now: float) -> float:
+        """Return the wall time of `now`."""
+        if now != self._at:
+            self._at = now
+            self.look(now)
         return now + self.ahead
 
     def at(self, time: float) -> float:

@@ -134,6 +134,8 @@ class EngineHost(LoggedHost):
                 now = self._now
                 if now is None:
                     now = self._now = self._time()
+                    if now >= self.engine.timeline.again:
+                        self.engine.timeline.look(now)
                 answer = self._runs[code](payload, now, session, number)
                 if type(answer) is GeneratorType:
                     again = functools.partial(self._runs[code], payload, now, session, number)
@@ -304,11 +306,11 @@ class EngineHost(LoggedHost):
 
     def leave(self, session: Session) -> None:
         self.jobs.forget(session)
-        self.engine.forget(session, self.clock())
+        self.engine.forget(session, self._look())
         self.end_turn()
 
     def drain(self) -> None:
-        self.engine.release_waiters(self.clock())
+        self.engine.release_waiters(self._look())
         self.end_turn()
 
     def inherited(self) -> bool:
@@ -332,6 +334,10 @@ class EngineHost(LoggedHost):
 
     # ------------------------------------------------------------------------------------------ time
 
+    def _look(self) -> float:
+        """Return the time, and note a step of the wall clock."""
+        return self.engine.timeline.look(self.clock())
+
     def rearm(self) -> None:
         self._alarm_at = None
         self._horizon.moved = True
@@ -339,8 +345,9 @@ class EngineHost(LoggedHost):
     def wake(self) -> None:
         """Process what is due by now. A turn of its own."""
         self.rearm()
+        now = self._look()
         if not self.stopped:
-            self.engine.advance(self.clock())
+            self.engine.advance(now)
         self.end_turn()
 
     # ------------------------------------------------------------------------------------------ state

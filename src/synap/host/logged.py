@@ -153,7 +153,7 @@ class LoggedHost(Host):
                 self._await_last()
             log.submit(last, False)
             last.submitted = True
-        if not self.engine.journal.records:
+        if not self.engine.journal.records and not self.engine.timeline.unrecorded:
             if self.touched:
                 if self.holds and self.pending:
                     self.pending[-1].held += self._take()
@@ -162,13 +162,13 @@ class LoggedHost(Host):
                 else:
                     self.deliver()
             return
-        self.engine.timeline.shown(self.clock())  # notes a step of the wall clock
+        now = self.engine.timeline.look(self.clock())
         if self.stopped and self.holds:
             # Reads are served. A caller that left may have changed something, which can't be written now: undo it.
             Journal.roll_back(self.engine.collect()[1])
             self.deliver()
             return
-        journal = self.engine.complete()
+        journal = self.engine.complete(now)
         held, samples = (self._take(), self.samples) if self.holds else ([], [])
         batch = Batch(journal.records, journal.undos, held, samples)
         self._last = batch
