@@ -166,6 +166,9 @@ class Host:
     may_stall = True
     """Whether `stalled` may be true while no request is executed in slices; else lanes need not ask each turn."""
 
+    partial = False
+    """Whether refused writes are those of some of the data only: another service would take no more of them."""
+
     remembers = False
     """Whether a write may fail with its outcome open, so that callers in this process need a named session too."""
 
@@ -174,8 +177,6 @@ class Host:
         self.started = clock()
         self.unavailable: Optional[SynapError] = None
         """Why writes are refused, while they are."""
-        self.partial = False
-        """Whether, while they are, it is those of some of the data only: another service would take no more of them."""
         self.touched: List[Session] = []
         """Sessions with output in this turn. They add themselves."""
         self.requests: List[int] = [0] * 128
