@@ -17,7 +17,10 @@ from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import DeliveredTogether, Delivery
 from synap.engine.replies import Replies
 from synap.errors import SynapError
-from synap.shapes import size_of
+from synap.shapes import estimator
+
+_size = estimator(Message)
+assert _size is not None
 
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
@@ -117,7 +120,7 @@ class Deliveries:
         for queue in queues:
             lasts = queue.config.ack_deadline if seconds is None else seconds
             for _ in range(min(queue.ready, most - len(deliveries))):
-                left -= size_of(queue.first())
+                left -= _size(queue.first())
                 if left < 0 and deliveries:
                     break  # and so in all queues behind it
                 text, m = self.store.lease(queue, now, lasts, holder, number, True)

@@ -63,7 +63,7 @@ class NativeRequests(NativeOutput):
         try:
             if id == 0:
                 raise malformed("a request needs an id from 1 to 4294967295")
-            if (self, id) in self._service.awaited:
+            if self._service.awaited and (self, id) in self._service.awaited:
                 raise Garbled(malformed(f"request {id} is under way, and in the audit log under this id"))
             if self._commands is NO_COMMANDS and not (self._service.awaited or self._service.draining):
                 self._commands = self._unchecked()
@@ -176,11 +176,10 @@ class NativeRequests(NativeOutput):
         # Subscribing is executed again on a new connection, whatever was answered on the old one.
         retried = bool(flags & RETRY) and not command.pushes
         before = len(self.output)
-        if service.audit is not None and command.audited and payload is None:
+        if service.audit is not None and (command.audited or command.bundle):
             with suppress(SynapError):  # which will be its answer
-                service.note(self, id, command, self.codec.decode_payload(command, body, hint=False), principal)
-        else:
-            service.note(self, id, command, payload, principal)
+                noted = self.codec.decode_payload(command, body, hint=False) if payload is None else payload
+                service.note(self, id, command, noted, principal)
         self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
         if service.awaited:
             service.record_outcomes(self, self.output[before:])
