@@ -7,10 +7,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 from synap import SynapClient, SynapError
-from synap.cluster.condition import Condition
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.test_gateway import scrape
@@ -75,44 +74,19 @@ def test_too_few_replicas_are_told(serve: Serve) -> None:
         assert says(gateway, 200, "ok")
         cluster.replicas_of(cluster.current_primaries()[0])[0].kill()
         wait_for(lambda: says(gateway, 503, "degraded"))
-        assert "has 0 of the 1 replicas that must confirm a write" in "".join(gateway.output)
+        assert "too few replicas" in "".join(gateway.output)
 
 
-def test_a_moment_without_a_node_is_no_trouble() -> None:
-    """As long as calls are tried, which a failover needs."""
-    judged: List[Any] = []
-    condition = Condition(_link(patience=10.0), lambda trouble, partial: judged.append((trouble, partial)))
-    for now, why, code in (
-        (0.0, {None: "some slots have no node"}, None),
-        (9.0, {None: "some slots have no node"}, None),
-        (9.5, {}, None),
-        (10.0, {None: "some slots have no node"}, None),
-        (20.0, {None: "some slots have no node"}, "SERVICE_UNAVAILABLE"),
-        (21.0, {}, None),
-    ):
-        condition._link.loop.now = now  # type: ignore[attr-defined]
-        condition._note(why, 2)  # type: ignore[arg-type]
-        trouble, partial = judged[-1]
-        assert (None if trouble is None else trouble.code) == code
-        assert partial
-
-
-def _link(patience: float) -> Any:
-    class Loop:
-        now = 0.0
-
-        def time(self) -> float:
-            return self.now
-
-    class Options:
-        pass
-
-    class Link:
-        loop = Loop()
-        options = Options()
-
-    Link.options.patience = patience  # type: ignore[attr-defined]
-    return Link()
+def test_a_node_that_refuses_all_writes_is_told(serve: Serve) -> None:
+    """It can be reached, and is read from."""
+    with ThrowawayCluster(2, node_timeout=STEADY) as cluster:
+        gateway = serve("--engine", cluster.url, "--durability", "none", "--patience", "1")
+        cluster.nodes[1].ask("CONFIG", "SET", "min-replicas-to-write", "1")
+        wait_for(lambda: says(gateway, 200, "degraded"))
+        assert f"127.0.0.1:{cluster.nodes[1].port}: " in "".join(gateway.output)
+        assert "NOREPLICAS" in "".join(gateway.output)
+        cluster.nodes[1].ask("CONFIG", "SET", "min-replicas-to-write", "0")
+        wait_for(lambda: says(gateway, 200, "ok"))
 
 
 def _outcome(client: SynapClient, key: str) -> str:

@@ -70,6 +70,23 @@ async def test_with_one_free_place_one_request_acknowledges_and_takes_the_next(
     assert sent[: 1 + taken] == ["queue.consume_many"] + ["queue.consume"] * taken
 
 
+async def test_long_handlers_too_run_one_after_the_other_in_run_once(
+    client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(client, concurrency=1)
+    monkeypatch.setattr(Pace, "took", lambda pace, queue, seconds: pace._averages.update({queue: 1.0}))
+    own, tasks = asyncio.current_task(), []
+
+    @worker.handles(name)
+    async def work(value: int) -> None:
+        tasks.append(asyncio.current_task())
+
+    for n in range(4):
+        await client.queue.publish(name, n)
+    assert (await worker.run_once()).done == 4
+    assert tasks == [own] * 4
+
+
 async def test_short_handlers_are_leased_ahead_and_nothing_runs_out_before_its_turn(
     client: AsyncSynapClient, name: str
 ) -> None:

@@ -135,8 +135,9 @@ class ClusterHost(Host):
         self._every(RENEW_EVERY, self._renew)
         self._every(FORGET_EVERY, self.memory.age)
         self._every(1.0, self.sweeper.sweep)
+        self.condition = Condition(link, self._judged)
         if not self.direct:
-            self._every(LOOK_EVERY, Condition(link, self._judged).look)
+            self._every(LOOK_EVERY, self.condition.look)
 
     async def close(self) -> None:
         """Withdraw what is registered for this gateway, and end all connections."""
@@ -509,7 +510,7 @@ class ClusterHost(Host):
         return self.link.stalled
 
     def settled(self) -> bool:
-        return not (self.touched or self._decoding) and self.link.calls == 0
+        return not (self.touched or self._decoding) and self.link.calls == self.condition.under_way
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
         for waits in chain.from_iterable(list(self._under_way.values())):

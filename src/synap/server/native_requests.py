@@ -171,15 +171,16 @@ class NativeRequests(NativeOutput):
             self._bucket.take()
         if self._bucket is not None and command.bundle and payload is not None:
             self._bucket.charge(len(payload.commands) - 1)
-        if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
+        noted = service.audit is not None and (command.audited or command.bundle)
+        if (command.waits and len(self.waiting) >= MAX_WAITING) or ((command.waits or noted) and id in self.waiting):
             raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
         # Subscribing is executed again on a new connection, whatever was answered on the old one.
         retried = bool(flags & RETRY) and not command.pushes
         before = len(self.output)
-        if service.audit is not None and (command.audited or command.bundle):
+        if noted:
             with suppress(SynapError):  # which will be its answer
-                noted = self.codec.decode_payload(command, body, hint=False) if payload is None else payload
-                service.note(self, id, command, noted, principal)
+                whole = self.codec.decode_payload(command, body, hint=False) if payload is None else payload
+                service.note(self, id, command, whole, principal)
         self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
         if service.awaited:
             service.record_outcomes(self, self.output[before:])

@@ -271,6 +271,7 @@ class Runner:
         """Return whether the next acknowledgement may lease the next message in the same request."""
         one = (
             not self._stopping.is_set()
+            and not self._execution.inline  # one after the other
             and not self._fetching
             and not self._taking
             and len(self._order) == 1
