@@ -80,7 +80,7 @@ OPERATIONS: List[Tuple[str, object]] = [
     ("executed in slices of {} milliseconds", WORDS[round(jobs.SLICE * 1000)]),
     ("values from {} KiB on are checked piece by piece", large.LARGE // KIB),
     ("the least recently used of {} picked at random", WORDS[eviction.SAMPLE]),
-    ("for which more than {} keys have to go", eviction.AT_ONCE),
+    ("For one write at most {:,} keys go", eviction.MOST),
     ("{:.0f} % of what the machine, or its cgroup, has", machine.PART * 100),
 ]
 PROTOCOL: List[Tuple[str, object]] = [

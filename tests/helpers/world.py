@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import random
 from types import GeneratorType
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 import msgspec
 
 from synap import commands as c
 from synap.engine.callers import Caller, Number, run
-from synap.engine.engine import MISSING, Engine, Limits, aborted
+from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keystore import KEY_COST, TTL_COST
-from synap.engine.limits import Crowded
 from synap.engine.names import NAME_COST
 from synap.engine.priorities import GONE, LEASED, READY, Queue
 from synap.engine.queuestore import QUEUE_COST
@@ -74,17 +73,8 @@ class World:
         return Engine(ids=lambda: self.random.getrandbits(64), limits=self.limits, journal=journal)
 
     def __call__(self, payload: Any, caller: Optional[Caller] = None, number: Number = 0) -> Any:
-        return self._with_room(lambda: self.engine.execute(payload, self.now, caller or self.client, number))
-
-    def _with_room(self, execute: Callable[[], Any]) -> Any:
-        """Execute to the end, as a host does."""
-        while True:
-            try:
-                answer = execute()
-                return run(answer) if isinstance(answer, GeneratorType) else answer
-            except Crowded as crowded:
-                growth = crowded.growth
-            run(self.engine.evict(growth))
+        answer = self.engine.execute(payload, self.now, caller or self.client, number)
+        return run(answer) if isinstance(answer, GeneratorType) else answer
 
     def get(self, kind: Type[A], payload: Any, caller: Optional[Caller] = None, number: Number = 0) -> A:
         """Execute, and know what kind of answer comes."""
@@ -95,29 +85,17 @@ class World:
     def batch(self, *items: Any, atomic: bool = False, caller: Optional[Caller] = None, number: int = 0) -> List[Any]:
         caller = caller or self.client
         if atomic:
-            results = self._atomic(list(items), caller, number).results
+            results = self.engine.execute_atomic(list(items), self.now, caller, number).results
         else:
             results = [self._outcome(item, caller) for item in items]
             if caller.session and any(c.BY_PAYLOAD[type(item)].writes for item in items):
                 self.engine.replies.keep(caller.session, number, c.BatchAnswer(results), self.now)
         return [outcome.payload if outcome.error is None else outcome.error.code for outcome in results]
 
-    def _atomic(self, items: List[Any], caller: Caller, number: int) -> c.BatchAnswer:
-        """Do an atomic batch, as a host does."""
-        while True:
-            try:
-                return self.engine.execute_atomic(items, self.now, caller, number)
-            except Crowded as crowded:
-                try:
-                    run(self.engine.evict(crowded.growth))
-                except SynapError as full:
-                    return aborted(len(items), crowded.place, full)
-
     def _outcome(self, item: Any, caller: Caller) -> c.BatchOutcome:
         """Do one command of a batch that isn't atomic, as a host does."""
         try:
-            answer = self._with_room(lambda: self.engine.execute_item(item, self.now, caller))
-            return c.BatchOutcome("success", answer)
+            return c.BatchOutcome("success", self.engine.execute_item(item, self.now, caller))
         except SynapError as error:
             return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
 

@@ -97,20 +97,6 @@ SEEDS = (
         "tests/engine/test_memory.py",
     ),
     Seed(
-        "others take the room that is being made",
-        "engine/eviction.py",
-        "                budget.limit -= before - budget.used\n",
-        "                made = 0\n",
-        "tests/engine/test_memory.py -k room",
-    ),
-    Seed(
-        "keys go although all of them are not enough",
-        "engine/eviction.py",
-        "        if left < 0:\n            raise budget.full(growth)\n",
-        "",
-        "tests/engine/test_memory.py -k all_of_them",
-    ),
-    Seed(
         "reading a key is no use of it",
         "engine/eviction.py",
         "        if answer.ttl is not None:\n            self._use(key)\n",
@@ -309,8 +295,8 @@ SEEDS = (
     Seed(
         "a batch of acks alone is not remembered by its host",
         "host/batches.py",
-        "if command.writes:\n                            self.wrote = True",
-        "if command.writes and not command.settles:\n                            self.wrote = True",
+        "                    if command.writes:\n                        self.wrote = True",
+        "                    if command.writes and not command.settles:\n                        self.wrote = True",
         "tests/server/test_native.py -k only_settles",
     ),
     Seed(

@@ -134,8 +134,8 @@ SEEDS = (
     Seed(
         "a large value needs no grant",
         "host/engine.py",
-        "        session.check(command, payload)\n        if command.bundle",
-        "        if command.bundle",
+        "        session.check(command, payload)\n        if command.waits",
+        "        if command.waits",
         "tests/server/test_remembered.py -k large",
     ),
     Seed(

@@ -11,11 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec import Raw
 
 from synap import commands
 from synap.engine.engine import Engine
-from synap.engine.limits import Limits
 from synap.errors import SynapError
 from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session, jobs
 from synap.host import batches as host_batches
@@ -553,45 +551,3 @@ def test_what_one_batch_may_list_is_bounded() -> None:
     soon.all_turns()
     codes = [outcome.error.code if outcome.error else "" for outcome in heavy.told[2].results]
     assert codes == [""] * 21 + ["PAYLOAD_TOO_LARGE"] * 9
-
-
-def test_keys_make_room_for_a_large_write_with_others_requests_in_between() -> None:
-    """They went in one turn, or the write was refused: one alone, or of a batch, that waits or that subscribes."""
-    numbers = iter(range(10**9))
-    soon = Soon()
-    engine = Engine(ids=lambda: next(numbers), limits=Limits(memory=2**20, evict=True))
-    host = EngineHost(engine, soon=soon.append)
-    heavy, other = Caller(host), Caller(host)
-    value = "x" * 400_000
-    large: list[tuple[str, dict[str, Any]]] = [
-        ("kv.set", {"key": "new", "value": value}),
-        ("kv.mset", {"pairs": [{"key": f"new{number}", "value": "x" * 600} for number in range(600)]}),
-        ("batch", {"commands": [{"command": "kv.set", "payload": {"key": "new", "value": value}}]}),
-        ("batch", {"commands": [{"command": "kv.set", "payload": {"key": "new", "value": value}}], "atomic": True}),
-        ("queue.consume", {"queue": "q", "timeout": 10}),
-        ("stream.subscribe", {"room": "r"}),
-        ("pubsub.subscribe", {"topics": ["t"]}),
-    ]
-    for command, payload in large:
-        engine.execute(commands.KvClear("new"), host.clock(), heavy)
-        for number in range(4_000):
-            engine.execute(commands.KvSet(f"k{number}", Raw(b"1"), 1000), host.clock(), heavy)
-        grown = 0 if "value" in str(payload) else 400_000
-        engine.budget.limit -= grown
-        before, turns = engine.keys.evicted, 0
-        heavy.told.clear()
-        heavy.waiting.clear()
-        ask(host, heavy, 1, command, **payload)
-        while not heavy.told and not heavy.waiting:
-            assert soon.one_turn()
-            turns += 1
-            ask(host, other, turns, "kv.set", key=f"other{turns}", value=1, ttl=100)
-            if not host.jobs.exclusive:
-                assert turns in other.told
-        assert not any(isinstance(one, SynapError) for one in heavy.told.values()), command
-        assert engine.keys.evicted - before > 500, command
-        assert turns > 1
-        soon.all_turns()
-        engine.budget.limit += grown
-        engine.forget(heavy)
-        assert host.settled()

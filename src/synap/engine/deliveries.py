@@ -17,10 +17,7 @@ from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import DeliveredTogether, Delivery
 from synap.engine.replies import Replies
 from synap.errors import SynapError
-from synap.shapes import estimator
-
-_size = estimator(Message)
-assert _size is not None
+from synap.shapes import size_of
 
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
@@ -120,7 +117,7 @@ class Deliveries:
         for queue in queues:
             lasts = queue.config.ack_deadline if seconds is None else seconds
             for _ in range(min(queue.ready, most - len(deliveries))):
-                left -= _size(queue.first())
+                left -= size_of(queue.first())
                 if left < 0 and deliveries:
                     break  # and so in all queues behind it
                 text, m = self.store.lease(queue, now, lasts, holder, number, True)

@@ -8,7 +8,6 @@ only, and has no locks: one call at a time.
 from __future__ import annotations
 
 import itertools
-import sys
 from math import inf
 from operator import itemgetter
 from types import GeneratorType
@@ -28,7 +27,7 @@ from synap.engine.figures import survey
 from synap.engine.idle import Idle
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
-from synap.engine.limits import Crowded, Limits
+from synap.engine.limits import Limits
 from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
 from synap.engine.remembered import Delivery
@@ -144,8 +143,6 @@ class Engine:
     def execute(self, payload: Any, now: float, caller: Caller, number: Number = 0) -> Answered:
         """Run one command; its payload says which. Raises `SynapError`, and then nothing changed.
 
-        It is to be executed again after `evict` where that is `Crowded`, which its steps may raise, too.
-
         WAITING is returned for a consume that waits: its answer comes through the caller. What wrote is remembered
         under the caller's session and `number` of the request, where there is a session. A new subscription to a room
         gets its history once the host calls `resume`.
@@ -162,39 +159,19 @@ class Engine:
         now: float,
         caller: Caller,
         number: Number = 0,
-        checking: Callable[[], Callable[[Any], None]] = lambda: lambda answer: None,
+        check: Callable[[Any], None] = lambda answer: None,
     ) -> c.BatchAnswer:
         """Run decoded payloads in order, all or none; an item that is a `SynapError` (it could not be decoded) fails.
 
         The first that fails undoes those before it, nothing has changed and nothing went out; it has its error and all
-        others `BATCH_ABORTED`. So does one whose answer the check raises for that `checking` makes, or with which the
-        batch takes too long. Raises `Crowded` where many keys have to make room first, for all that it needs, unless it
-        fails for another reason.
+        others `BATCH_ABORTED`. So does one whose answer `check` raises for, or with which the batch takes too long.
         """
-        try:
-            answer = self._run_atomic(items, now, caller, checking())
-        except Crowded as crowded:
-            answer = self._try_atomic(items, now, caller, checking(), crowded)
+        answer = self._run_atomic(items, now, caller, check)
         if caller.session and any(
             outcome.error is None and c.BY_PAYLOAD[type(item)].shape != _READ
             for item, outcome in zip(items, answer.results)
         ):
             self.replies.keep(caller.session, number, answer, now)
-        return answer
-
-    def _try_atomic(
-        self, items: List[Any], now: float, caller: Caller, check: Callable[[Any], None], crowded: Crowded
-    ) -> c.BatchAnswer:
-        """Run an atomic batch as if there were room, and undo it; raises `Crowded` again where it didn't fail."""
-        self.budget.limit += sys.maxsize
-        try:
-            answer = self._run_atomic([*items, crowded.copy()], now, caller, check)
-        except Crowded as all_of_it:
-            crowded.growth = max(crowded.growth, all_of_it.growth)
-            raise crowded from None
-        finally:
-            self.budget.limit -= sys.maxsize
-        del answer.results[-1]
         return answer
 
     def _run_atomic(self, items: List[Any], now: float, caller: Caller, check: Callable[[Any], None]) -> c.BatchAnswer:
@@ -216,12 +193,7 @@ class Engine:
         except BaseException as error:
             self.effects.drop()
             journal.keep_undo = keeps_undo
-            used = self.budget.used
             journal.cut_back(undos, records)
-            if isinstance(error, Crowded):
-                error.growth += used - self.budget.used
-                error.place = len(outcomes)
-                raise
             if not isinstance(error, SynapError):
                 raise
             return aborted(len(items), len(outcomes), error)
@@ -251,14 +223,6 @@ class Engine:
         if caller.session:
             self.replies.keep(caller.session, number, answer, now)
         caller.answer(number, answer)
-
-    def evict(self, growth: int) -> Steps:
-        """Make the room that a `Crowded` asks for; other commands may be executed between its steps.
-
-        Raises `MEMORY_LIMIT` where there isn't as much.
-        """
-        assert isinstance(self.keys, EvictingKeys)
-        return self.keys.evict_in_steps(growth)
 
     def recall(self, session: str, number: Number) -> Any:
         """Return what a request was answered before, or MISSING where that is not remembered.

@@ -11,15 +11,13 @@ from random import Random
 from typing import Any, Dict, Optional
 
 from synap import commands as c
-from synap.engine.callers import STEP, Steps
-from synap.engine.keystore import KEY_COST, TTL_COST
 from synap.engine.keyvalue import Keys
-from synap.engine.limits import Crowded
+from synap.errors import SynapError
 
 SAMPLE = 10
 """Keys that are sampled for each eviction."""
-AT_ONCE = 250
-"""Keys that are evicted at once."""
+MOST = 20_000
+"""Keys that are evicted for one request at most."""
 
 
 class EvictingKeys(Keys):
@@ -61,55 +59,22 @@ class EvictingKeys(Keys):
         self.used[key] = self.uses
 
     def evict(self, growth: int) -> None:
-        """Evict keys until `growth` bytes fit. Raises `Crowded` where that takes long, or may not be enough."""
-        if not self.expires:
-            return
-        budget = self.budget
-        enough = budget.used + growth - budget.limit <= len(self.expires) * (KEY_COST + TTL_COST)
-        if not (enough and self.evict_some(growth)):
-            crowded = Crowded("SERVICE_UNAVAILABLE", "keys with a ttl are making room", {"retry_after": 0.1})
-            crowded.growth = growth
-            raise crowded
+        """Evict keys until `growth` bytes fit, or no key has a ttl.
 
-    def evict_some(self, growth: int) -> bool:
-        """Evict keys until `growth` bytes fit, or so many; returns whether they do."""
+        Raises `SERVICE_UNAVAILABLE` where that would take long: those that went make room for the next try.
+        """
         budget = self.budget
-        for _ in range(AT_ONCE):
-            key = self._oldest_of_some() if budget.used + growth > budget.limit else None
+        for _ in range(MOST):
+            if budget.used + growth <= budget.limit:
+                return
+            key = self._oldest_of_some()
             if key is None:
-                break
+                return
             self._expire(key)
             self.evicted += 1
-        return budget.used + growth <= budget.limit
-
-    def evict_in_steps(self, growth: int) -> Steps:
-        """Evict keys until `growth` bytes fit. Raises `MEMORY_LIMIT`, and none goes, where all were not enough.
-
-        Other commands may be executed in between. The room that is made is withheld from them until the end, so each
-        makes its own.
-        """
-        budget, expires = self.budget, self.expires
-        left = budget.limit - budget.used - growth
-        for done, key in enumerate(list(expires), 1):
-            if left >= 0:
-                break
-            if key in expires:
-                left += KEY_COST + TTL_COST + len(key) + len(self.values[key])
-            if not done % STEP:
-                yield
-        if left < 0:
-            raise budget.full(growth)
-        made = 0
-        try:
-            while expires:
-                before = budget.used
-                if self.evict_some(growth - made):
-                    return
-                made += before - budget.used
-                budget.limit -= before - budget.used
-                yield
-        finally:
-            budget.limit += made
+        if budget.used + growth > budget.limit and self.expires:
+            text = f"{MOST:,} keys with a ttl went, the most at once, and made too little room yet; nothing else was done"
+            raise SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 0.1})
 
     def _oldest_of_some(self) -> Optional[str]:
         """Return the least recently used key of a sample; None where no key has a ttl."""

@@ -45,15 +45,6 @@ class Limits:
     """Names of durable subscriptions that one room remembers."""
 
 
-class Crowded(SynapError):
-    """Raised where so many keys have to go for a write that they go in steps: `Engine.evict`, then it is made again."""
-
-    growth = 0
-    """Bytes that have to fit."""
-    place = 0
-    """Of an atomic batch: which of its commands needs them."""
-
-
 class Budget:
     """The estimated memory in bytes, and its limit.
 
@@ -67,7 +58,7 @@ class Budget:
         self.used = self.aside = 0
         self.limit = sys.maxsize if limit is None else limit
         self.evict: Optional[Callable[[int], None]] = None
-        """Evicts until so many bytes fit, or raises `Crowded`; None without eviction."""
+        """Evicts until so many bytes fit; None without eviction."""
 
     @property
     def total(self) -> int:
@@ -90,12 +81,8 @@ class Budget:
             self.evict(growth)
             if self.used + growth <= self.limit:
                 return
-        raise self.full(growth)
-
-    def full(self, growth: int) -> SynapError:
-        """Build the error for `growth` more bytes that don't fit."""
         whole = self.limit + self.aside
-        return SynapError(
+        raise SynapError(
             "MEMORY_LIMIT",
             f"this needs about {growth} bytes and {max(self.limit - self.used, 0)} of {whole} are left; "
             "delete something or raise the memory limit",

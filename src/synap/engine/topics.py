@@ -112,21 +112,21 @@ class Topics:
         check_topic(topic)
         if "*" in topic or "#" in topic:
             raise no_wildcards(topic)
-        listeners = self._listeners(topic)
+        listeners, shown = self._listeners(topic), int(self.timeline.shown(now))
         if isinstance(listeners, dict):
-            return self._publish(p, now, self._there(listeners) if self.partial else list(listeners.values()))
-        return self._publish_later(p, now, listeners)
+            return self._publish(p, shown, self._there(listeners) if self.partial else list(listeners.values()))
+        return self._publish_later(p, shown, listeners)
 
-    def _publish(self, p: c.PubSubPublish, now: float, to: List[TopicSubscription]) -> c.TopicPublishAnswer:
+    def _publish(self, p: c.PubSubPublish, shown: int, to: List[TopicSubscription]) -> c.TopicPublishAnswer:
         self.number += 1
         message_id = f"{self.prefix}{self.number:x}"
         value: bytes = p.message
-        item = c.TopicMessage(p.topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
+        item = c.TopicMessage(p.topic, value, p.metadata or {}, shown, message_id)
         self.effects.do(self._push, to, item, to=len(to))
         return c.TopicPublishAnswer(message_id, p.topic, len(to))
 
-    def _publish_later(self, p: c.PubSubPublish, now: float, finding: Steps) -> Steps:
-        return self._publish(p, now, self._there((yield from finding)))
+    def _publish_later(self, p: c.PubSubPublish, shown: int, finding: Steps) -> Steps:
+        return self._publish(p, shown, self._there((yield from finding)))
 
     def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> Union[c.SubscribedToTopics, Steps]:
         """Subscribe to patterns, many of them in steps: the subscription begins as a whole, with the answer."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from types import GeneratorType
 from typing import Any, List
 
 from synap.commands import COMMANDS, BatchAnswer, BatchOutcome, BatchRequest, Command, ErrorAnswer, GetAnswer, SetAnswer
 from synap.engine.callers import Number, Steps
-from synap.engine.engine import MISSING, aborted
-from synap.engine.limits import Crowded
+from synap.engine.engine import MISSING
 from synap.engine.replies import part
 from synap.errors import SynapError
 from synap.host.base import Session
@@ -86,15 +84,8 @@ def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRe
             items.append(error)
         if time.perf_counter() > host.jobs.until:
             yield
-    while True:
-        _check_accepted(host, request)  # what came before may have taken a while
-        try:
-            return host.engine.execute_atomic(items, host.clock(), session, number, lambda: _Uninterrupted().check)
-        except Crowded as crowded:
-            try:
-                yield from host.engine.evict(crowded.growth)
-            except SynapError as full:
-                return aborted(len(items), crowded.place, full)
+    _check_accepted(host, request)  # decoding may have taken a while
+    return host.engine.execute_atomic(items, host.clock(), session, number, _Uninterrupted().check)
 
 
 class Measured:
@@ -206,25 +197,18 @@ class Batching(Measured):
                     raise self.too_large("before this one", "this command was not executed")
                 if host.holds:
                     begun = len(journal.undos), len(journal.records)
-                number = item.number or 0
-                try:
-                    if self.numbered:
-                        answer = self._execute_numbered(command, payload, now, number)
-                    else:
-                        if host.unavailable is not None and host.refuses(command):  # by now; what was done stays done
-                            raise host.refusal()
-                        answer = execute(payload, now, session)
-                        if command.writes:
-                            self.wrote = True
-                    begun = None
-                    kind = type(answer)
-                    if kind is GeneratorType:
-                        answer = yield from self._in_slices(answer) if command.sharing else jobs.alone(answer)
-                        kind, now = type(answer), host.clock()
-                except Crowded:
-                    begun = None
-                    again = partial(self._execute_again, command, payload, number)
-                    answer = yield from self._in_slices(host.with_room(again))
+                if self.numbered:
+                    answer = self._execute_numbered(command, payload, now, item.number or 0)
+                else:
+                    if host.unavailable is not None and host.refuses(command):  # by now; what was done stays done
+                        raise host.refusal()
+                    answer = execute(payload, now, session)
+                    if command.writes:
+                        self.wrote = True
+                begun = None
+                kind = type(answer)
+                if kind is GeneratorType:
+                    answer = yield from self._in_slices(answer) if command.sharing else jobs.alone(answer)
                     kind, now = type(answer), host.clock()
                 outcomes.append(BatchOutcome("success", answer))
                 if kind is GetAnswer:  # as in `MEASURES`, inlined for the most frequent answers
@@ -251,13 +235,6 @@ class Batching(Measured):
         if self.numbered and not counted:
             self.host.count_error(error.code)
         self.outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
-
-    def _execute_again(self, command: Command, payload: Any, number: int) -> Any:
-        host, now = self.host, self.host.clock()
-        if self.numbered:
-            return host.engine.execute(payload, now, self.session, number)
-        self.wrote |= command.writes
-        return host.engine.execute_item(payload, now, self.session)
 
     def _execute_numbered(self, command: Command, payload: Any, now: float, number: int) -> Any:
         host, session = self.host, self.session

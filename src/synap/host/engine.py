@@ -13,7 +13,6 @@ from synap.engine.callers import Caller, Number, Steps
 from synap.engine.deliveries import sent_again
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.figures import survey
-from synap.engine.limits import Crowded
 from synap.errors import SynapError
 from synap.host.base import Session
 from synap.host.batches import execute_batch
@@ -138,8 +137,7 @@ class EngineHost(LoggedHost):
                         self.engine.timeline.look(now)
                 answer = self._runs[code](payload, now, session, number)
                 if type(answer) is GeneratorType:
-                    again = functools.partial(self._runs[code], payload, now, session, number)
-                    steps = answer if command.sharing else self.with_room(again, answer)
+                    steps = answer if command.sharing else self.jobs.alone(answer)
                     if command.pushes:
                         steps = self._subscribe(session, number, command, payload, steps)
                     elif command.sharing and not command.has_effects:
@@ -152,8 +150,6 @@ class EngineHost(LoggedHost):
                     self.samples.append((code, session.lane_name(), began))
                 if command.pushes:
                     self.engine.resume(session, answer.subscription_id)
-        except Crowded as error:
-            self._begin(session, number, command, self._execute_later(session, number, command, payload, error.growth))
         except SynapError as error:
             self.count_error(error.code)
             session.refuse(number, error)
@@ -166,17 +162,6 @@ class EngineHost(LoggedHost):
         """Execute a large request, which is decoded in steps."""
         payload = yield from session.codec.decode_in_steps(command, body)
         session.check(command, payload)
-        if command.bundle:
-            return (yield from execute_batch(self, session, number, payload, retried))
-        return (yield from self._execute_decoded(session, number, command, payload))
-
-    def _execute_later(self, session: Session, number: Number, command: Command, payload: Any, growth: int) -> Steps:
-        """Execute a request once keys have made room for it."""
-        yield from self.engine.evict(growth)
-        return (yield from self._execute_decoded(session, number, command, payload))
-
-    def _execute_decoded(self, session: Session, number: Number, command: Command, payload: Any) -> Steps:
-        """Execute a request that others have had their turn before."""
         if command.waits or command.pushes:
             self.requests[command.code] -= 1  # it is counted again
             job = self.jobs.of_request(session.session, number) if session.session else None
@@ -189,9 +174,12 @@ class EngineHost(LoggedHost):
                 return WAITING
             self.execute(session, number, command, payload, decoded=True, waited=True)
             return WAITING
+        if command.bundle:
+            return (yield from execute_batch(self, session, number, payload, retried))
         if self.refuses(command):
             raise self.refusal()
-        return (yield from self.with_room(lambda: self.engine.execute(payload, self.clock(), session, number)))
+        answer = self.engine.execute(payload, self.clock(), session, number)
+        return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
 
     def _subscribe(self, session: Session, number: Number, command: Command, payload: Any, steps: Steps) -> Steps:
         """Make a subscription in steps, for a caller who is still there when they begin, and may when they are over."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import chain
-from types import GeneratorType
-from typing import Any, Callable, Deque, Dict, Iterable, List, Optional
+from typing import Callable, Deque, Dict, Iterable, List, Optional
 
 from synap.commands import BatchAnswer, Command, SubscribedToFigures
-from synap.engine.callers import Number, Steps
+from synap.engine.callers import Number
 from synap.engine.engine import MISSING, Engine
 from synap.engine.journal import Journal
-from synap.engine.limits import Crowded
 from synap.engine.replies import part
 from synap.errors import SynapError
 from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Output, Session
@@ -53,17 +51,6 @@ class LoggedHost(Host):
         if self.unavailable is None or not command.writes or command.bundle:
             return False
         return not (self.sparing and command.sparing)
-
-    def with_room(self, run: Callable[[], Any], answer: Any = None) -> Steps:
-        """Run a command, alone if that takes steps (`answer`: the first ones), and once keys have made room for it."""
-        while True:
-            try:
-                answer = run() if answer is None else answer
-                return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
-            except Crowded as crowded:
-                growth = crowded.growth
-            yield from self.engine.evict(growth)
-            answer = None
 
     # ------------------------------------------------------------------------------------------ the log's reports
 
