@@ -73,7 +73,7 @@ class EvictingKeys(Keys):
             self._expire(key)
             self.evicted += 1
         if budget.used + growth > budget.limit and self.expires:
-            text = f"{MOST:,} keys with a ttl went, the most at once, and made too little room yet; nothing else was done"
+            text = f"{MOST:,} keys with a ttl went, as many as may at once: too few; nothing else was done"
             raise SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 0.1})
 
     def _oldest_of_some(self) -> Optional[str]:
