@@ -10,7 +10,7 @@ from typing import Any, Awaitable, Callable, List
 
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, ConnectionError, SynapError
 from synap.lanes.native.connection import Connection
 from synap.wire.frames import Kind
 from tests.helpers.patience import PATIENCE, impatient, in_time
@@ -124,6 +124,68 @@ def test_an_engine_in_memory_is_there_in_every_event_loop() -> None:
     assert in_a_loop(push) == 0
     assert in_a_loop(lambda: client.stream.history("room")).newest_offset == 1
     in_a_loop(client.close)
+
+
+@pytest.mark.parametrize("kind", ["room", "durable", "topic"])
+@pytest.mark.parametrize("place", ["memory://", "memory://loops", "server"])
+def test_subscriptions_end_with_their_event_loop_and_say_so(
+    place: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """And not silently: one that is iterated over in the next event loop would wait there for ever."""
+    client = AsyncSynapClient(url=request.getfixturevalue(place).url if place == "server" else place)
+    told: List[Exception] = []
+    client.on("error")(told.append)
+    kept: List[Any] = []
+
+    async def subscribe(callback: Any = None) -> Any:
+        if kind == "topic":
+            return await client.pubsub.subscribe(["numbers"], callback)
+        return await client.stream.subscribe(kind, callback, name=f"of {callback}" if kind == "durable" else None)
+
+    async def publish() -> None:
+        await client.stream.publish(kind, "number", 1)
+        await client.pubsub.publish("numbers", 1)
+
+    async def before() -> None:
+        arrived = asyncio.Event()
+        kept.append(await subscribe())
+        kept.append(await subscribe(lambda *_: arrived.set()))
+        await publish()
+        await arrived.wait()
+        async for _ in in_time(kept[0]):
+            break
+
+    async def after() -> None:
+        await publish()
+        with pytest.raises(ConnectionError, match="event loop has ended: subscribe again") as caught:
+            async for _ in in_time(kept[0]):
+                pass
+        assert caught.value.code == "CONNECTION_LOST"
+        assert [getattr(error, "code", error) for error in told] == ["CONNECTION_LOST"] * 2
+        for subscription in kept:
+            assert "ended" in repr(subscription)
+            await subscription.unsubscribe()
+        again = await subscribe()
+        await publish()
+        async for _ in in_time(again):
+            break
+        await client.close()
+
+    in_a_loop(before)
+    assert len(told) == 1  # of the callback's subscription
+    in_a_loop(after)
+
+
+async def test_a_subscription_whose_tasks_are_cancelled_says_so() -> None:
+    """Also where the event loop goes on: a program may cancel whatever runs."""
+    async with AsyncSynapClient("memory://") as client:
+        told: asyncio.Queue[SynapError] = asyncio.Queue()
+        client.on("error")(told.put)
+        await client.stream.subscribe("room", lambda event: None)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if task.get_name() == "synap subscription to room 'room'":
+                task.cancel()
+        assert (await asyncio.wait_for(told.get(), PATIENCE)).code == "CONNECTION_LOST"
 
 
 async def test_a_client_that_is_dropped_unclosed_says_so_and_closes_its_connection() -> None:

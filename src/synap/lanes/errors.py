@@ -45,6 +45,11 @@ def subscription_lost(reason: str) -> ConnectionError:
     return ConnectionError("CONNECTION_LOST", f"the connection was lost: {reason}", {})
 
 
+def loop_ended() -> ConnectionError:
+    """Build `CONNECTION_LOST` for a subscription that can't go on: its event loop has ended, or cancelled its tasks."""
+    return ConnectionError("CONNECTION_LOST", "the subscription's event loop has ended: subscribe again", {})
+
+
 def connect_timed_out(place: str, seconds: float) -> TimeoutError:
     """Build `TIMEOUT`: no connection to `place` within `seconds`."""
     text = f"no connection to {place}: no answer within {seconds:g} seconds; nothing was sent"

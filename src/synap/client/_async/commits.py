@@ -53,8 +53,10 @@ class AsyncCommits:
             finished.set()
 
     async def _commit_later(self) -> None:
-        await self._closed.wait(INTERVAL)
-        self._scheduled = False
+        try:
+            await self._closed.wait(INTERVAL)
+        finally:
+            self._scheduled = False
         if not self._closed.is_set():
             await self._commit()
 

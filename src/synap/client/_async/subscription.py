@@ -26,9 +26,9 @@ from synap.client.handlers import async_finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._async.base import AsyncLane
-from synap.lanes.errors import client_closed
+from synap.lanes.errors import client_closed, loop_ended
 from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, AsyncRaised, Closed, async_sleep, async_spawn, monotonic
-from synap.lanes.io.aio import cancels_task  # ASYNC
+from synap.lanes.io.aio import async_home, cancels_task  # ASYNC
 from synap.wire.conversation import Listener
 
 T = TypeVar("T")
@@ -94,6 +94,9 @@ class Subscription(Generic[T]):
         self._error: Optional[SynapError] = None
         self._commits: Optional[AsyncCommits] = None
         """Commits the position of a durable subscription."""
+        if True:  # ASYNC
+            self._home: object = None
+            """The event loop that delivers items."""
 
     @property
     def room(self) -> str:
@@ -109,6 +112,8 @@ class Subscription(Generic[T]):
         """Subscribe, retrying like a request; raises `SynapError`."""
         deadline = monotonic() + self._calls.timeout
         await self._calls.retrying(lambda: self._subscribe(deadline), deadline)
+        if True:  # ASYNC
+            self._home = async_home()
         self._calls.at_close.add(self.end)
         if self._calls.closed:  # while it subscribed, so that nobody else ends it
             self.end()
@@ -118,7 +123,7 @@ class Subscription(Generic[T]):
                 give: Any = async_hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
                 self._invoke = give  # type: ignore[method-assign]  # see `synap.client.hooks`
             try:
-                async_spawn(self._deliver, name=f"synap {self._name}")
+                async_spawn(self._deliver, name=f"synap {self._name}", cancelled=self._orphaned)
             except RuntimeError:  # no thread can be started
                 await self.unsubscribe()
                 raise
@@ -148,6 +153,9 @@ class Subscription(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
+        if True:  # ASYNC
+            if self._home is not async_home():
+                self._orphaned()
         try:
             item: T = await self._take()
             return item
@@ -186,7 +194,8 @@ class Subscription(Generic[T]):
     async def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
         if self._behind and not len(self._mailbox):  # apart: who waits may be cancelled, and ask again
-            async_spawn(self._catch_up, name=f"synap {self._name} catching up", or_here=True)
+            name = f"synap {self._name} catching up"
+            async_spawn(self._catch_up, name=name, or_here=True, cancelled=self._orphaned)
         return await self._mailbox.get()
 
     async def _deliver(self) -> None:
@@ -210,7 +219,6 @@ class Subscription(Generic[T]):
             except AsyncRaised as error:
                 if True:  # ASYNC
                     if cancels_task(error):
-                        self.end()
                         raise
                 self._calls.handlers.report(f"the callback of {self._name} raised", error)
 
@@ -249,20 +257,32 @@ class Subscription(Generic[T]):
         """End with an error. Items that arrived before are still delivered."""
         if self._over.is_set():
             return
+        self._fail(error)
+        async_spawn(self._leave, name=f"synap {self._name} leaving")
+
+    def _fail(self, error: SynapError) -> None:
         self._error = error
         self._feed = None
         self._over.set()
         self._paused.set()
         # Reported before the iterator raises it, on another thread.
         self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
-        async_spawn(self._leave, name=f"synap {self._name} leaving")
+
+    def _orphaned(self) -> None:
+        """End where the event loop has ended that this works in, or has cancelled its tasks: no other takes them over.
+
+        The service isn't told, which needs that event loop. For it, this ends with the connection.
+        """
+        if not self._over.is_set():
+            self._fail(loop_ended())
 
     # ------------------------------------------------------------------------------------------ lost connections
 
     def _lost(self, error: SynapError) -> None:
         self._feed = None
         self._held = None
-        async_spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing", or_here=True)
+        name = f"synap {self._name} resubscribing"
+        async_spawn(self._resubscribe, error, name=name, or_here=True, cancelled=self._orphaned)
 
     async def _resubscribe(self, error: SynapError) -> None:
         """Resubscribe, with backoff, until it works or an error is final.
@@ -307,7 +327,8 @@ class Subscription(Generic[T]):
         self._feed = None
         self._behind = True
         held, self._held = self._held, None
-        async_spawn(self._pause_at_service, held, name=f"synap {self._name} pausing")
+        name = f"synap {self._name} pausing"
+        async_spawn(self._pause_at_service, held, name=name, cancelled=self._orphaned)
 
     async def _pause_at_service(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
         await self._end_at_service(held)

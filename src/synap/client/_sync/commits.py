@@ -54,8 +54,10 @@ class Commits:
             finished.set()
 
     def _commit_later(self) -> None:
-        self._closed.wait(INTERVAL)
-        self._scheduled = False
+        try:
+            self._closed.wait(INTERVAL)
+        finally:
+            self._scheduled = False
         if not self._closed.is_set():
             self._commit()
 

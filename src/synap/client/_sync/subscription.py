@@ -27,7 +27,7 @@ from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._sync.base import Lane
-from synap.lanes.errors import client_closed
+from synap.lanes.errors import client_closed, loop_ended
 from synap.lanes.io import Closed, Event, Lock, Mailbox, Raised, monotonic, sleep, spawn
 from synap.wire.conversation import Listener
 
@@ -118,7 +118,7 @@ class Subscription(Generic[T]):
                 give: Any = hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
                 self._invoke = give  # type: ignore[method-assign]  # see `synap.client.hooks`
             try:
-                spawn(self._deliver, name=f"synap {self._name}")
+                spawn(self._deliver, name=f"synap {self._name}", cancelled=self._orphaned)
             except RuntimeError:  # no thread can be started
                 self.unsubscribe()
                 raise
@@ -186,7 +186,8 @@ class Subscription(Generic[T]):
     def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
         if self._behind and not len(self._mailbox):  # apart: who waits may be cancelled, and ask again
-            spawn(self._catch_up, name=f"synap {self._name} catching up", or_here=True)
+            name = f"synap {self._name} catching up"
+            spawn(self._catch_up, name=name, or_here=True, cancelled=self._orphaned)
         return self._mailbox.get()
 
     def _deliver(self) -> None:
@@ -245,20 +246,32 @@ class Subscription(Generic[T]):
         """End with an error. Items that arrived before are still delivered."""
         if self._over.is_set():
             return
+        self._fail(error)
+        spawn(self._leave, name=f"synap {self._name} leaving")
+
+    def _fail(self, error: SynapError) -> None:
         self._error = error
         self._feed = None
         self._over.set()
         self._paused.set()
         # Reported before the iterator raises it, on another thread.
         self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
-        spawn(self._leave, name=f"synap {self._name} leaving")
+
+    def _orphaned(self) -> None:
+        """End where the event loop has ended that this works in, or has cancelled its tasks: no other takes them over.
+
+        The service isn't told, which needs that event loop. For it, this ends with the connection.
+        """
+        if not self._over.is_set():
+            self._fail(loop_ended())
 
     # ------------------------------------------------------------------------------------------ lost connections
 
     def _lost(self, error: SynapError) -> None:
         self._feed = None
         self._held = None
-        spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing", or_here=True)
+        name = f"synap {self._name} resubscribing"
+        spawn(self._resubscribe, error, name=name, or_here=True, cancelled=self._orphaned)
 
     def _resubscribe(self, error: SynapError) -> None:
         """Resubscribe, with backoff, until it works or an error is final.
@@ -303,7 +316,8 @@ class Subscription(Generic[T]):
         self._feed = None
         self._behind = True
         held, self._held = self._held, None
-        spawn(self._pause_at_service, held, name=f"synap {self._name} pausing")
+        name = f"synap {self._name} pausing"
+        spawn(self._pause_at_service, held, name=name, cancelled=self._orphaned)
 
     def _pause_at_service(self, held: Optional[Tuple[Lane, Any]]) -> None:
         self._end_at_service(held)

@@ -204,8 +204,17 @@ _running: Set[asyncio.Task[None]] = set()
 """Tasks that were spawned; the event loop itself holds them weakly."""
 
 
-def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str, or_here: bool = False) -> None:
-    """Run `function` as a background task; its exceptions are logged. `or_here` is for threads, see `spawn`."""
+def async_spawn(
+    function: Callable[..., Awaitable[None]],
+    *args: Any,
+    name: str,
+    or_here: bool = False,
+    cancelled: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `function` as a background task; its exceptions are logged. `or_here` is for threads, see `spawn`.
+
+    `cancelled` is called where the task is cancelled, as all are when their event loop ends.
+    """
 
     async def run() -> None:
         try:
@@ -213,11 +222,16 @@ def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str,
         except Exception:
             log.exception("%s ended with an error", name)
 
+    def over(task: asyncio.Task[None]) -> None:
+        _running.discard(task)
+        if task.cancelled() or task.exception():  # one that ends the event loop
+            cancelled()
+
     task = asyncio.get_running_loop().create_task(run())
     if hasattr(task, "set_name"):
         task.set_name(name)
     _running.add(task)
-    task.add_done_callback(_running.discard)
+    task.add_done_callback(over)
 
 
 async def async_sleep(seconds: float) -> None:

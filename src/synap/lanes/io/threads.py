@@ -346,11 +346,17 @@ class Mailbox(Generic[T]):
             self._changed.notify_all()
 
 
-def spawn(function: Callable[..., None], *args: Any, name: str, or_here: bool = False) -> None:
+def spawn(
+    function: Callable[..., None],
+    *args: Any,
+    name: str,
+    or_here: bool = False,
+    cancelled: Callable[[], None] = lambda: None,
+) -> None:
     """Run `function` on a daemon thread; its exceptions are logged.
 
     Raises `RuntimeError` where none can be started: there are as many as there may be. With `or_here` it runs at once
-    then.
+    then. `cancelled` is for tasks, see `async_spawn`.
     """
 
     def run() -> None:
