@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synap.commands import BY_CODE, COMMANDS, KV_CLEAR, KV_GET, KV_SET, QUEUE_STATS, Command, KvClear
+from synap.commands import (
+    BY_CODE,
+    COMMANDS,
+    KV_CLEAR,
+    KV_GET,
+    KV_SET,
+    QUEUE_CONSUME_MANY,
+    QUEUE_STATS,
+    Command,
+    KvClear,
+    QueueConsumeMany,
+)
 from synap.errors import PermissionDeniedError, SynapError
 from synap.server.grants import FACILITIES, VERBS, Access, Grant, _guard
 from synap.testing.server import ThrowawayServer
@@ -222,3 +233,11 @@ def test_no_name_makes_a_pattern_of_topics_take_long(pattern: str) -> None:
     matches = Grant(f"pubsub:read:{pattern}").matches
     for _ in range(1000):
         matches("pubsub", ".".join(["a"] * 128))
+
+
+@pytest.mark.parametrize("grants", [[], ["queue:consume:mine"]])
+def test_a_refusal_names_the_first_that_no_grant_covers(grants: list[str]) -> None:
+    access = Access("k", False, list(map(Grant, grants)))
+    with pytest.raises(PermissionDeniedError) as caught:
+        access.check(QUEUE_CONSUME_MANY, QueueConsumeMany(["mine", "theirs", "hers"][bool(not grants) :]))
+    assert caught.value.message == "this key has no grant for queue.consume_many there (queue:consume:theirs)"

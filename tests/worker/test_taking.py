@@ -8,10 +8,11 @@ from typing import Any, List
 
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, ConnectionError, SynapError
 from synap.testing import TestClock
 from synap.worker import Message, Worker
 from synap.worker.pace import Pace
+from synap.worker.runner import POLL_SECONDS, Runner
 from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import running, until
 
@@ -274,3 +275,43 @@ async def test_what_an_acknowledgement_brings_after_a_second_stop_is_given_back(
     await asyncio.wait_for(task, PATIENCE)
     stats = await client.queue.stats(name)
     assert (stats.depth, stats.pending) == (1, 0)
+
+
+async def test_a_worker_has_started_once_the_service_lets_it_take_messages(
+    client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it asks once, without waiting for messages: a request that waits says nothing for a minute."""
+    events: List[str] = []
+    waits: List[float] = []
+    errors: List[SynapError] = [ConnectionError("CONNECTION_FAILED", "nobody listens")] * 3
+    worker = Worker(client)
+    worker.handles(name)(lambda value: None)
+    for event in ("started", "done", "stopping"):
+        worker.on(event)(lambda event: events.append(event.name))
+    lease = Runner._lease
+
+    async def fail_at_first(runner: Runner, most: int, timeout: float) -> Any:
+        waits.append(timeout)
+        if errors:
+            events.append(errors[-1].code)
+            raise errors.pop()
+        return await lease(runner, most, timeout)
+
+    monkeypatch.setattr(Runner, "_lease", fail_at_first)
+    async with running(worker):
+        await until(lambda: len(waits) == 5)
+        await client.queue.publish(name, 1)
+        await until(lambda: "done" in events)
+    assert events == ["CONNECTION_FAILED"] * 3 + ["started", "done", "stopping"]
+    assert waits[:5] == [0, 0, 0, 0, POLL_SECONDS]
+
+
+async def test_a_worker_that_is_refused_has_not_started(client: AsyncSynapClient, name: str) -> None:
+    events: List[str] = []
+    worker = Worker(client)
+    worker.handles(f"{name}\ud800")(lambda value: None)  # no service takes such a name
+    for event in ("started", "stopping"):
+        worker.on(event)(lambda event: events.append(event.name))
+    with pytest.raises(SynapError):
+        await worker.run(handle_signals=False)
+    assert events == ["stopping"]

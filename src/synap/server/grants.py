@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable
+from itertools import filterfalse
 from typing import Any
 
 import msgspec
@@ -315,13 +316,13 @@ class Access:
         if name in rule.known:
             return
         names = command.names(payload)
-        if names is None:
-            allowed = bool(rule.covering)
-        else:
-            allowed = bool(rule.covering) and all(map(rule.allows_prefix if command.by_prefix else rule.allows, names))
-        if not allowed:
+        refused = None if rule.covering else "…"
+        if names is not None:
+            refused = next(filterfalse(rule.allows_prefix if command.by_prefix else rule.allows, names), refused)
+        if refused is not None:
             raise PermissionDeniedError(
-                "FORBIDDEN", f"this key has no grant for {command.name} there ({command.group}:{command.verb}:…)"
+                "FORBIDDEN",
+                f"this key has no grant for {command.name} there ({command.group}:{command.verb}:{refused})",
             )
         if command is c.STREAM_SUBSCRIBE and payload.name is not None:
             # It stores a position, ends whoever else subscribes by that name, and is of no use without commits.

@@ -213,8 +213,8 @@ class Worker:
 
         `event`: 'begin' before a handler runs, in its own task, so that context variables set there reach it; then one
         of 'done', 'retried' (requeued), 'rejected' (a dead letter, also after its last try) and 'lost' (its lease).
-        'started', 'stopping' and 'stopped' concern the worker itself. Raises `INVALID_REQUEST` for an event that
-        doesn't exist.
+        'started' (the service lets it take messages), 'stopping' and 'stopped' concern the worker itself. Raises
+        `INVALID_REQUEST` for an event that doesn't exist.
         """
 
         def add(hook: H) -> H:

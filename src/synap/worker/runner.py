@@ -106,7 +106,6 @@ class Runner:
         fetching = asyncio.ensure_future(self._fetch())
         keeping = asyncio.ensure_future(self._restore_regularly())
         stopping = asyncio.ensure_future(self._stopping.wait())
-        self._events.emit(WorkerEvent("started"))
         try:
             await asyncio.wait({fetching, renewing, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
@@ -227,6 +226,7 @@ class Runner:
     async def _fetch(self) -> None:
         """Lease messages whenever handlers are free."""
         attempt = 0
+        started = False
         while not self._stopping.is_set():
             want = 0 if self._taking or self._settler.about_to_send else self._wanted()  # that may take one with it
             if want <= 0:
@@ -236,7 +236,8 @@ class Runner:
             self._fetching = True
             try:
                 self._order.append(self._order.pop(0))  # round robin, so that no queue starves
-                found = await self._lease(want, POLL_SECONDS)
+                # The first time without waiting: only the answer says that this worker may take messages there.
+                found = await self._lease(want, POLL_SECONDS if started else 0)
                 attempt = 0
             except QueueNotFoundError as error:
                 log.warning("%s; it is created again", error.message)
@@ -248,6 +249,9 @@ class Runner:
                 continue
             finally:
                 self._fetching = False
+            if not started:
+                started = True
+                self._events.emit(WorkerEvent("started"))
             for leased in found:
                 self._arrived(leased)
 
