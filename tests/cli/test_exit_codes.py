@@ -65,6 +65,17 @@ def test_3_no_service_there(for_real: ForReal) -> None:
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="the cluster engine needs it")
+@pytest.mark.parametrize("words", ["ping", "kv get x", "export URL", "cluster status URL", "cluster init URL"])
+def test_3_no_cluster_there(for_real: ForReal, words: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"valkey://127.0.0.1:{taken.getsockname()[1]}"
+        ended = for_real(*words.replace("URL", url).split(), url=url)
+    assert ended.code == 3
+    assert ended.err.startswith("synap: [SERVICE_UNAVAILABLE] no node of the cluster can be reached")
+
+
 def test_3_no_answer_in_time(for_real: ForReal) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

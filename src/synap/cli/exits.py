@@ -71,6 +71,8 @@ def failure(error: SynapError) -> Failure:
     if error.may_have_happened and "may have" not in message:
         message += " (it may have taken effect)"
     exit_code = BY_CODE.get(error.code) or BY_STATUS.get(http_status(error.code), OTHER)
+    if "no node of the cluster can be reached" in error.message:
+        exit_code = CONNECTION
     return Failure(exit_code, error.code, message, advice)
 
 
