@@ -22,6 +22,11 @@ def fill_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
+def is_closed(stream: Any) -> bool:
+    """Return whether a stream was closed when this program began, and `fill_streams` has opened it."""
+    return getattr(stream, "name", None) == os.devnull
+
+
 def escaped(text: str) -> str:
     """Replace control characters by JSON escapes such as `\\u001b`. Tabs and line feeds stay."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -48,6 +49,38 @@ def test_a_closed_stream_changes_no_code(synap_url: str, name: str, closed: str)
         line = shlex.join([sys.executable, "-m", "synap", *arguments])
         ended = subprocess.run(["sh", "-c", f"{line} {closed}"], env=environment(synap_url), capture_output=True)
         assert (ended.returncode, b"Traceback" in ended.stderr) == (code, False)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_2_what_is_to_be_read_or_printed_where_that_is_closed(
+    synap_url: str, name: str, closed: str, tmp_path: Path
+) -> None:
+    """Before anything is done: an empty value would be stored, a message taken away and a key made that nobody sees."""
+    client = SynapClient(synap_url)
+    client.queue.publish(name, "kept")
+    keys = str(tmp_path / "keys.toml")
+    reads = [
+        ["kv", "set", name, "-"],
+        ["kv", "mset", "-"],
+        ["queue", "publish", name, "--lines"],
+        ["import", "-", keys],
+    ]
+    prints = [
+        ["queue", "consume", name, "--ack"],
+        ["kv", "scan"],
+        ["pubsub", "subscribe", "a", "--count", "1"],
+        ["keys", "new", "mine", "--grant", "admin", "--file", keys],
+    ]
+    for arguments in (reads if "<" in closed else []) + (prints if ">&- " in f"{closed} " else []):
+        line = shlex.join([sys.executable, "-m", "synap", *arguments])
+        ended = subprocess.run(["sh", "-c", f"{line} {closed}"], env=environment(synap_url), capture_output=True)
+        assert ended.returncode == 2, arguments
+        assert b"is closed" in ended.stderr or "2>&-" in closed
+    assert client.queue.stats(name).depth == 1
+    assert client.queue.peek(name).messages[0].message == "kept"
+    assert not client.kv.exists(name)
+    client.close()
+    assert not os.listdir(tmp_path)
 
 
 def test_2_usage(for_real: ForReal) -> None:

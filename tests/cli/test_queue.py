@@ -120,6 +120,13 @@ def test_what_the_service_finds_senseless_is_exit_code_2_and_says_what_would_be_
     assert synap("queue", "consume", name, "--timeout", "nan").code == 2
 
 
+def test_peek_shows_as_many_as_asked_for_however_large(synap: Synap, name: str) -> None:
+    for _ in range(4):
+        synap("queue", "publish", name, "-", "--string", stdin=b"x" * 5_000_000)  # a page ends after 8 MiB
+    assert len(synap("queue", "peek", name, "--limit", "3").documents) == 3
+    assert len(synap("queue", "peek", name).documents) == 4
+
+
 def test_peek_and_tail_show_messages_and_take_none(synap: Synap, name: str) -> None:
     synap("queue", "publish", name, "--lines", stdin=b"1\n2\n3\n")
     assert [row["message"] for row in synap("queue", "peek", name, "--limit", "2").documents] == [1, 2]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+from typing import Any, Dict, List
 
 import pytest
 
@@ -56,6 +59,29 @@ async def test_a_process_that_nobody_waits_for_any_more_when_it_has_started_is_u
         assert len(pool._all) == 1
     finally:
         pool.close()
+
+
+async def test_a_handler_that_is_cancelled_twice_leaves_no_error_behind() -> None:
+    """As two signals do: the second comes while its process is being killed."""
+    told: List[Dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    pool = pools.ProcessPool(1)
+    try:
+        await pool.run(abs, (-1,), None)
+        handler = asyncio.ensure_future(pool.run(time.sleep, (PATIENCE,), None))
+        await until(lambda: not pool._idle)
+        for _ in range(2):
+            handler.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await handler
+    finally:
+        pool.close()
+    pool._threads.shutdown(wait=True)
+    await asyncio.sleep(0)
+    del handler
+    gc.collect()
+    assert told == []
 
 
 async def test_a_process_that_died_while_it_was_idle_fails_no_handler() -> None:

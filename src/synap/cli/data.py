@@ -16,7 +16,7 @@ import msgspec
 
 from synap.cli.command import Command
 from synap.cli.connection import Connection, connects_to_argument
-from synap.cli.documents import emit
+from synap.cli.documents import emit, need_output, standard_input
 from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure, usage
 from synap.client.batches import error_of
@@ -191,6 +191,7 @@ def export(connection: Connection, source: str, file: str) -> None:
 def open_output(file: str) -> Iterator[BinaryIO]:
     """Open a file, or stdout, to write to. The file gets its name once it is complete."""
     if file == "-":
+        need_output()
         out = sys.stdout.buffer
         yield cast(BinaryIO, EscapedOutput(out)) if sys.stdout.isatty() else out
         out.flush()
@@ -235,7 +236,7 @@ def import_(connection: Connection, file: str, target: str) -> None:
 
     connection.check(target, "--url")
     source: ContextManager[BinaryIO] = (
-        nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb")  # noqa: SIM115
+        nullcontext(standard_input()) if file == "-" else open(file, "rb")  # noqa: SIM115
     )
     size = 0 if file == "-" else os.path.getsize(file)
     with source as opened, progress("importing") as bar:

@@ -6,13 +6,13 @@ import base64
 import dataclasses
 import json
 import sys
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, Optional, Sequence
 
 import click
 import msgspec
 
 from synap.cli.exits import usage
-from synap.terminal import escaped
+from synap.terminal import escaped, is_closed
 
 
 def _refuse_constant(name: str) -> Any:
@@ -30,13 +30,26 @@ def parse(text: str) -> Any:
         raise usage("the value is nested too deep") from None
 
 
+def standard_input() -> BinaryIO:
+    """Return stdin; raises a usage error where it is closed: nothing is not an empty text."""
+    if is_closed(sys.stdin):
+        raise usage("stdin is closed, so there is nothing to read from it")
+    return sys.stdin.buffer
+
+
+def need_output() -> None:
+    """Raise a usage error where stdout is closed, for a command that takes away what it prints, or does only that."""
+    if is_closed(sys.stdout):
+        raise usage("stdout is closed, and what this prints would be lost")
+
+
 def read_value(argument: str, *, string: bool = False, binary: bool = False) -> Any:
     """Read a value from the command line, `-` from stdin.
 
     `string`: don't parse JSON. `binary`: return bytes. One line break at the end of stdin is removed from text.
     """
     if argument == "-":
-        data = sys.stdin.buffer.read()
+        data = standard_input().read()
         if binary:
             return data
         argument = text_of(data)
@@ -49,7 +62,7 @@ def read_value(argument: str, *, string: bool = False, binary: bool = False) -> 
 
 def read_lines(*, string: bool = False) -> Iterator[Any]:
     """Read one value a line from stdin, as it comes; empty lines are skipped."""
-    for line in iter(sys.stdin.buffer.readline, b""):
+    for line in iter(standard_input().readline, b""):
         text = text_of(line).rstrip("\r\n")
         if text:
             yield text if string else parse(text)

@@ -8,7 +8,7 @@ from typing import Any, Optional, Tuple
 import click
 
 from synap.cli.command import Group
-from synap.cli.documents import emit
+from synap.cli.documents import emit, need_output
 from synap.cli.exits import negative, usage
 from synap.server import keyfile
 from synap.server.grants import Grant, Quota
@@ -61,6 +61,7 @@ def new(path: str, name: str, grants: Tuple[str, ...], **quota: Any) -> None:
     for grant in grants:
         if grant != "admin":
             Grant(grant)
+    need_output()
     key = keyfile.new_key()
     keyfile.add(path, name, key, list(grants), Quota(**quota))
     click.echo(key)

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, parse, read_value
+from synap.cli.documents import emit, emit_names, need_output, parse, read_value
 from synap.cli.exits import negative, usage
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def scan(connection: Connection, prefix: Optional[str], limit: Optional[int], va
     """Print all keys, or those that begin with PREFIX, each once."""
     if values and raw:
         raise usage("--values and --raw don't go together")
+    need_output()
     with connection.open() as client:
         for keys in pages(client, prefix, limit):
             if values:

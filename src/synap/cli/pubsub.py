@@ -9,7 +9,7 @@ import click
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, pairs, read_values
+from synap.cli.documents import emit, emit_names, need_output, pairs, read_values
 
 
 @click.group(
@@ -67,6 +67,7 @@ def publish(
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 def subscribe(connection: Connection, topics: Sequence[str], count: Optional[int]) -> None:
     """Print messages as they come until Ctrl-C. * is one word of a topic, # any number."""
+    need_output()
     with connection.open() as client:
         subscription = client.pubsub.subscribe(list(topics))
         for topic, message in islice(subscription, count):

@@ -9,7 +9,7 @@ import click
 
 from synap.cli.command import SECONDS, Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, pairs, read_lines, read_values
+from synap.cli.documents import emit, emit_names, need_output, pairs, read_lines, read_values
 from synap.cli.exits import negative, usage
 from synap.results import MessageId
 
@@ -139,6 +139,7 @@ def consume(
     raw: bool,
 ) -> None:
     """Lease a message and print it with its message_id and lease, which `synap queue ack` takes."""
+    need_output()
     taken = 0
     lease: Dict[str, Any] = {} if ack_deadline is None else {"ack_deadline": ack_deadline}
     with connection.open(binary=raw) as client:
@@ -241,6 +242,7 @@ def tail(connection: Connection, name: str, count: Optional[int], interval: floa
 
     It polls the next 1,000 ready messages every --interval seconds; one that is consumed in between is not shown.
     """
+    need_output()
     seen: Set[str] = set()
     printed = 0
     with connection.open() as client:
@@ -279,9 +281,16 @@ def tail(connection: Connection, name: str, count: Optional[int], interval: floa
 )
 def peek(connection: Connection, name: str, state: str, after: Optional[str], limit: int) -> None:
     """Print messages, one a line, without taking them: next out first, others by when they are due."""
+    need_output()
     with connection.open() as client:
-        for message in client.queue.peek(name, state=state, after=after, limit=limit).messages:
-            emit(message, connection.pretty)
+        while limit:
+            page = client.queue.peek(name, state=state, after=after, limit=limit)
+            for message in page.messages:
+                emit(message, connection.pretty)
+            if not page.has_more:
+                break
+            limit -= len(page.messages)  # fewer than asked for, where they are large
+            after = page.messages[-1].message_id
 
 
 @queue.command("stats", examples=["synap queue stats tasks", "synap queue stats tasks | jq .depth"], negative=NO_QUEUE)

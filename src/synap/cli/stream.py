@@ -9,7 +9,7 @@ import click
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, pairs, read_values
+from synap.cli.documents import emit, emit_names, need_output, pairs, read_values
 from synap.cli.exits import negative, usage
 
 NO_ROOM = "There is no such room."
@@ -87,6 +87,7 @@ def tail(
         raise usage("give one of --from, --last and --replay")
     if last is not None:
         from_offset = -last
+    need_output()
     with connection.open() as client:
         subscription = client.stream.subscribe(room, from_offset=from_offset, replay=replay)
         for event in islice(subscription, count):
@@ -112,6 +113,7 @@ def history(
     connection: Connection, room: str, from_offset: Optional[int], to_offset: Optional[int], limit: int
 ) -> None:
     """Print the events of a room."""
+    need_output()
     with connection.open() as client:
         page = client.stream.history(room, from_offset=from_offset, to_offset=to_offset, limit=limit)
         end = page.newest_offset

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from synap.commands import BatchItem
+from synap.lanes.native.pending import seen
 from synap.worker.handlers import Overrun
 from synap.worker.message import Message
 
@@ -91,6 +92,7 @@ class ProcessPool:
                 await loop.run_in_executor(self._threads, self._start)
                 child = self._idle.pop() if self._idle else None  # not looked at: one that always dies has to be told
             waiting = loop.run_in_executor(self._threads, child.run, job)
+            waiting.add_done_callback(seen)
             try:
                 done, _ = await asyncio.wait({waiting}, timeout=timeout)
                 if not done:
@@ -100,7 +102,6 @@ class ProcessPool:
                 child.process.kill()
                 if not isinstance(error, ProcessDied):
                     await asyncio.wait({waiting})
-                    waiting.exception()
                 self._all.remove(child)
                 child.close()
                 raise
