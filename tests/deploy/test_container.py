@@ -139,7 +139,10 @@ def test_the_dockerfile_and_the_examples_agree_with_the_service() -> None:
     assert 'ENTRYPOINT ["synap"]' in DOCKERFILE
     assert 'CMD ["serve"]' in DOCKERFILE
     named = set(re.findall(r"SYNAP_\w+", DOCKERFILE))
+    built = re.findall(r"-t (\S+)", (ROOT / "docs" / "containers.md").read_text("utf-8"))
     for example in ("deploy/compose.yaml", "deploy/kubernetes.yaml"):
-        named |= set(re.findall(r"SYNAP_\w+", (ROOT / example).read_text("utf-8")))
+        text = (ROOT / example).read_text("utf-8")
+        named |= set(re.findall(r"SYNAP_\w+", text))
+        assert set(re.findall(r"image: (\S+)", text)) <= set(built)
     settings = (ROOT / "docs" / "settings.md").read_text("utf-8")
     assert {name for name in named if name not in settings} == set()

@@ -85,7 +85,7 @@ def _request(
         try:
             opened.connect()
         except OSError as error:
-            raise connect_failed(target.authority, error, local=target.local) from None
+            raise connect_failed(target.authority, error, target=target) from None
         opened.sock.settimeout(timeout)
         with _translate_errors(target):
             opened.request("GET", path, headers=dict(headers))

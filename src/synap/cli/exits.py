@@ -6,7 +6,7 @@ import sys
 from typing import Dict, Optional
 
 from synap.errors import SynapError, http_status
-from synap.lanes.errors import START_HINT
+from synap.lanes.errors import CERTIFICATE_HINT, START_HINT
 from synap.terminal import escaped
 
 OK = 0
@@ -60,7 +60,7 @@ def failure(error: SynapError) -> Failure:
     advice = ADVICE.get(error.code)
     if START_HINT in error.message:
         advice = "--url or SYNAP_URL says where it is, if it is somewhere else"
-    if "[SSL: " in error.message:  # something answers there, and what is wrong with its TLS is said
+    if "[SSL: " in error.message or CERTIFICATE_HINT in error.message:  # what is wrong with TLS is said
         advice = None
     if "ACL SETUSER" in error.message:  # of a cluster's node, which knows no API keys
         advice = None

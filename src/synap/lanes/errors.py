@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Optional, Union
 
 from synap.commands import Command
+from synap.config import Target
 from synap.errors import ConnectionError, TimeoutError
 from synap.wire.outcomes import why
 
@@ -12,6 +13,9 @@ START_HINT = "nobody listens there; `synap serve` starts a service"
 """What to do where a service of this machine is looked for and isn't there."""
 TLS_HINT = "a service that speaks TLS is reached by https://"
 """What may be wrong where a connection to http:// is closed before a byte came."""
+CERTIFICATE_HINT = "if the service asks for certificates, it has got none that it takes: tls_cert, or --tls-cert"
+"""What may be wrong where a connection to https:// is closed before a byte of an answer came."""
+_CUT = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 _PLAIN_HINT = "if what answers there speaks no TLS, it is reached by http://"
 _TLS_FAULTS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
 """OpenSSL's words, by its version, for an answer that is not TLS."""
@@ -28,11 +32,15 @@ class HandshakeCut(ConnectionError):
     """The connection was closed before a byte of the handshake's answer came: a server that stops, or a proxy."""
 
 
-def connect_failed(place: str, reason: Union[str, BaseException], *, local: bool = False) -> ConnectionError:
-    """Build `CONNECTION_FAILED`: no connection to `place`. `local`: it is on this machine."""
+def connect_failed(
+    place: str, reason: Union[str, BaseException], *, target: Optional[Target] = None
+) -> ConnectionError:
+    """Build `CONNECTION_FAILED`: no connection to `place`, of `target` where that says more about the reason."""
     text = reason if isinstance(reason, str) else why(reason)
-    if local and isinstance(reason, ConnectionRefusedError):
+    if target is not None and target.local and isinstance(reason, ConnectionRefusedError):
         text += f" ({START_HINT})"
+    elif target is not None and target.scheme == "https" and isinstance(reason, _CUT):
+        text += f" ({CERTIFICATE_HINT})"
     elif getattr(reason, "reason", None) in _TLS_FAULTS:
         text += f" ({_PLAIN_HINT})"
     elif getattr(reason, "verify_code", None) in _UNKNOWN_SIGNERS:

@@ -13,7 +13,7 @@ import msgspec
 
 from synap.config import ClientConfig, Target, tls_context
 from synap.errors import SynapError, from_wire
-from synap.lanes.errors import TLS_HINT, HandshakeCut, NotOffered, connect_failed
+from synap.lanes.errors import CERTIFICATE_HINT, TLS_HINT, HandshakeCut, NotOffered, connect_failed
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_head
@@ -49,7 +49,7 @@ class Opening:
 
     def __init__(self, target: Target) -> None:
         self.place = target.authority
-        self._hint = f", without an answer ({TLS_HINT})" if target.scheme == "http" else ""
+        self._cut = f"without an answer ({TLS_HINT if target.scheme == 'http' else CERTIFICATE_HINT})"
         self.request = b""
         """The bytes to send first."""
         self.max_body = MAX_BODY
@@ -67,7 +67,7 @@ class Opening:
 
     def ended(self) -> SynapError:
         """Return the error for a connection that ended during the handshake, before anything came."""
-        return connect_failed(self.place, f"the connection was closed in the handshake{self._hint}")
+        return connect_failed(self.place, f"the connection was closed in the handshake, {self._cut}")
 
     def _take_limit(self, limit: str) -> None:
         if limit.isdigit() and len(limit) < 19:

@@ -187,6 +187,9 @@ class Acceptor:
         self._protocol = protocol
         self._plain: set[asyncio.Task[None]] = set()
         """What hands connections over that have no handshake."""
+        self._failed = 0
+        """TLS handshakes that have failed since one was logged."""
+        self._silent_until = 0.0
         self._task = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
@@ -197,7 +200,7 @@ class Acceptor:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                opened, _ = await loop.sock_accept(self._listening)
+                opened, peer = await loop.sock_accept(self._listening)
             except OSError as error:
                 if error.errno in EXHAUSTED:
                     log.warning("no connection can be accepted for now: %s", error.strerror)
@@ -207,7 +210,7 @@ class Acceptor:
                 continue
             opened.setblocking(False)
             if self._tls is None:
-                task = asyncio.ensure_future(self._connect(opened, self._protocol))
+                task = asyncio.ensure_future(self._connect(opened, peer, self._protocol))
                 self._plain.add(task)
                 task.add_done_callback(self._plain.discard)
                 continue
@@ -218,7 +221,7 @@ class Acceptor:
             handshake = Handshake()
             self._service.connections.add(handshake)
             self._service.strangers[handshake] = handshake.shutdown
-            handshake.task = asyncio.ensure_future(self._secure(handshake, opened))
+            handshake.task = asyncio.ensure_future(self._secure(handshake, opened, peer))
             # Its own `finally` isn't enough: a task never begins where the service stops in this turn.
             handshake.task.add_done_callback(functools.partial(self._over, handshake, opened))
 
@@ -228,13 +231,14 @@ class Acceptor:
             self._service.connections.discard(handshake)
             opened.close()
 
-    async def _secure(self, handshake: Handshake, opened: socket.socket) -> None:
+    async def _secure(self, handshake: Handshake, opened: socket.socket, peer: Any) -> None:
         assert self._tls is not None
         handshake.begun = True
         try:
             patience = self._service.config.handshake_timeout
             await self._connect(
                 opened,
+                peer,
                 lambda: _Secured(self._protocol(), opened),
                 ssl=self._tls.context,
                 ssl_handshake_timeout=patience,
@@ -242,13 +246,26 @@ class Acceptor:
         finally:
             self._service.connections.discard(handshake)
 
-    @staticmethod
-    async def _connect(opened: socket.socket, protocol: Callable[[], asyncio.Protocol], **tls: Any) -> None:
+    async def _connect(
+        self, opened: socket.socket, peer: Any, protocol: Callable[[], asyncio.Protocol], **tls: Any
+    ) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(protocol, opened, **tls)
         except (OSError, EOFError, RuntimeError) as error:  # a reset; in a handshake nonsense or a timeout
             log.debug("no connection with a peer: %s", error)
             opened.close()
+            if isinstance(error, ssl.SSLError):
+                self._log_failed(peer, error)
+
+    def _log_failed(self, peer: Any, error: ssl.SSLError) -> None:
+        """Log a handshake that failed, one a minute: anybody can bring them about."""
+        self._failed += 1
+        now = asyncio.get_running_loop().time()
+        if now < self._silent_until:
+            return
+        others = f", and {self._failed - 1} others since the last line about one" if self._failed > 1 else ""
+        log.info("the TLS handshake of %s failed: %s%s", peer[0], error.reason or error, others)
+        self._failed, self._silent_until = 0, now + 60
 
 
 def common_name(transport: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import signal
 import ssl
@@ -15,6 +16,7 @@ import pytest
 import synap
 from synap import AsyncSynapClient, SynapClient
 from synap.server import keyfile
+from synap.server.tls import Acceptor
 from synap.testing.server import ThrowawayServer
 from tests.helpers.certificates import Authority, Signed
 from tests.helpers.patience import PATIENCE
@@ -84,10 +86,25 @@ def test_certificates_that_are_not_good_let_nobody_in(
     with contextlib.suppress(ssl.SSLError, ConnectionError):
         answer = ask(knowing, context)
     assert not answer
-    with SynapClient(url=knowing.url, ssl=authority.context(given), retries=0, timeout=PATIENCE) as client:
-        with pytest.raises(synap.ConnectionError):
+    with SynapClient(url=knowing.url, ssl=context, retries=0, timeout=PATIENCE) as client:
+        with pytest.raises(synap.ConnectionError, match="if the service asks for certificates"):
             client.kv.get("orders:1")
+    assert any("INFO the TLS handshake of 127.0.0.1 failed: " in line for line in knowing.output)
     assert ask(knowing, authority.context(authority.sign("ops"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_strangers_can_t_fill_the_log_with_handshakes_that_fail(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "synap.server")
+    acceptor = Acceptor.__new__(Acceptor)
+    acceptor._failed, acceptor._silent_until = 0, 0.0
+    for number in range(3):
+        acceptor._log_failed((f"10.0.0.{number}", 1), ssl.SSLError("nonsense"))
+    acceptor._silent_until = 0.0  # a minute later
+    acceptor._log_failed(("10.0.0.9", 1), ssl.SSLError("nonsense"))
+    assert caplog.messages == [
+        "the TLS handshake of 10.0.0.0 failed: nonsense",
+        "the TLS handshake of 10.0.0.9 failed: nonsense, and 2 others since the last line about one",
+    ]
 
 
 @pytest.mark.parametrize("name", ["stranger", "key 0", "key 1", "x/CN= ", "ORDERS", "orders,O=x"])

@@ -153,7 +153,7 @@ class _Channel(Numbers):
             reaching.cancel()
             connection.abort("there was no handshake")
             if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
-                raise errors.connect_failed(place, error, local=target.local) from None
+                raise errors.connect_failed(place, error, target=target) from None
             raise
         log.debug("connected to %s (%s)", place, lane.name)
         self.connection = connection

@@ -183,5 +183,5 @@ def open_connection(
         if isinstance(error, TimeoutError):
             raise errors.client_closed() if unwanted() else errors.connect_timed_out(place, config.timeout) from None
         if isinstance(error, (OSError, ValueError, Fault)):
-            raise errors.connect_failed(place, error, local=target.local) from None
+            raise errors.connect_failed(place, error, target=target) from None
         raise

@@ -307,7 +307,7 @@ class NativeLane(Lane):
                     raise errors.ping_timed_out(self.config.timeout) from None
                 if isinstance(error, (OSError, Fault, *UNREADABLE)):
                     self._aside(slot, self.ended, why(error))
-                    raise errors.connect_failed(self.target.authority, error, local=self.target.local) from None
+                    raise errors.connect_failed(self.target.authority, error, target=self.target) from None
                 raise
         finally:
             self.drop(slot)
