@@ -264,7 +264,7 @@ class Acceptor:
         if now < self._silent_until:
             return
         others = f", and {self._failed - 1} others since the last line about one" if self._failed > 1 else ""
-        log.info("the TLS handshake of %s failed: %s%s", peer[0], error.reason or error, others)
+        log.info("the TLS handshake of %s failed: %s%s", peer[0], getattr(error, "reason", None) or error, others)
         self._failed, self._silent_until = 0, now + 60
 
 

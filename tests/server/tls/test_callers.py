@@ -98,9 +98,9 @@ async def test_strangers_can_t_fill_the_log_with_handshakes_that_fail(caplog: py
     acceptor = Acceptor.__new__(Acceptor)
     acceptor._failed, acceptor._silent_until = 0, 0.0
     for number in range(3):
-        acceptor._log_failed((f"10.0.0.{number}", 1), ssl.SSLError("nonsense"))
+        acceptor._log_failed((f"10.0.0.{number}", 1), ssl.SSLError(1, "nonsense"))
     acceptor._silent_until = 0.0  # a minute later
-    acceptor._log_failed(("10.0.0.9", 1), ssl.SSLError("nonsense"))
+    acceptor._log_failed(("10.0.0.9", 1), ssl.SSLError(1, "nonsense"))
     assert caplog.messages == [
         "the TLS handshake of 10.0.0.0 failed: nonsense",
         "the TLS handshake of 10.0.0.9 failed: nonsense, and 2 others since the last line about one",
