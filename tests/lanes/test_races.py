@@ -83,7 +83,7 @@ def test_a_slot_that_comes_back_while_the_lane_closes_is_not_kept() -> None:
         def close(self) -> None:
             closed.append("closed")
 
-    slot.connection = Connection()  # type: ignore[assignment]
+    slot.take(Connection())  # type: ignore[arg-type]
     lane._idle = Closing()
     lane.drop(slot)
     assert closed == ["closed"]

@@ -20,21 +20,37 @@ R_co = TypeVar("R_co", covariant=True)
 log = logging.getLogger("synap.client")
 
 
+class _Notice:
+    """Logs the error of a command when it is garbage-collected, unless somebody has `asked` for it."""
+
+    __slots__ = ("_command", "_error", "asked")
+
+    def __init__(self, command: Command, error: BaseException) -> None:
+        self._command = command
+        self._error = error
+        self.asked = False
+
+    def __del__(self) -> None:
+        if not self.asked:
+            log.error("%s in a pipeline failed and its result was never asked for: %s", self._command.name, self._error)
+
+
 class Handle(Generic[R_co]):
     """The result of one command of a pipeline: `result()` returns it, or raises, once the pipeline has ended.
 
     The error of a failed command whose `result()` was never called is logged when the handle is garbage-collected.
     """
 
-    __slots__ = ("_command", "_error", "_method", "_pending", "_result")
+    __slots__ = ("_command", "_error", "_method", "_notice", "_result")
 
     def __init__(self, command: Command, method: Coroutine[Any, Any, R_co]) -> None:
         self._command = command
         self._method: Optional[Coroutine[Any, Any, R_co]] = method
         """The client's method, suspended until its answer comes; None once it is done."""
-        self._pending = False
-        """Whether there is an error that `result()` has not raised."""
         self._error: Optional[BaseException] = None
+        self._notice: Optional[_Notice] = None
+        """Of an error that nothing but `result()` raises. No `__del__` of this class: Python discards what a signal
+        handler raises within one, and most handles have no error."""
         self._result: Any = None
 
     @property
@@ -47,7 +63,8 @@ class Handle(Generic[R_co]):
         if self._method is not None:
             message = f"the result of {self._command.name} is there once the pipeline's block has ended"
             raise SynapError("INVALID_REQUEST", message)
-        self._pending = False
+        if self._notice is not None:
+            self._notice.asked = True
         if self._error is not None:
             raise self._error
         result: R_co = self._result
@@ -77,11 +94,8 @@ class Handle(Generic[R_co]):
             self._method.close()
             self._method = None
             self._error = error
-            self._pending = not reported
-
-    def __del__(self) -> None:
-        if self._pending:
-            log.error("%s in a pipeline failed and its result was never asked for: %s", self._command.name, self._error)
+            if not reported:
+                self._notice = _Notice(self._command, error)
 
     def __repr__(self) -> str:
         state = "not run yet" if self._method is not None else "failed" if self._error is not None else "done"

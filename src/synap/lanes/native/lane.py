@@ -51,10 +51,13 @@ _REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
 class _Slot:
     """A slot of the pool: a session, and its connection where there is one."""
 
-    __slots__ = ("__weakref__", "attempted", "connection", "number", "place", "session", "used")
+    __slots__ = ("__weakref__", "_close", "attempted", "connection", "number", "place", "session", "used")
 
     def __init__(self, session: str, slots: Set[weakref.ref[_Slot]]) -> None:
         self.connection: Optional[BlockingConnection] = None
+        self._close: Optional[weakref.finalize[Any, _Slot]] = None
+        """Closes the connection, also where nobody has the slot any more. No `__del__` of this class: Python discards
+        what a signal handler raises within one, and most slots end without a connection."""
         self.session = session
         self.place = weakref.ref(self, slots.discard)
         """Its place in the pool, free again when nobody has the slot any more: an exception of a signal handler may
@@ -64,15 +67,24 @@ class _Slot:
         """Whether the current request may have been executed by an earlier attempt."""
         self.used = 0.0
 
+    def take(self, connection: BlockingConnection) -> None:
+        """Use a connection from now on."""
+        self.connection = connection
+        self._close = weakref.finalize(self, connection.close)
+        self._close.atexit = False
+
     def discard(self) -> None:
         """Close the connection: what may still arrive on it must never be read."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.close()
+        self.connection = None
+        if self._close is not None:
+            self._close()
 
-    def __del__(self) -> None:
-        with suppress(AttributeError):  # it was not even made
-            self.discard()
+    def abandon(self) -> None:
+        """Leave the connection to the parent of this process."""
+        if self.connection is not None and self._close is not None:
+            self._close.detach()
+            self.connection.stream.detach()  # this closes the child's copy only, nothing is sent
+            self.connection = None
 
 
 class NativeLane(Lane):
@@ -322,7 +334,7 @@ class NativeLane(Lane):
             return connection
         slot.discard()
         connection, first = self.open(slot.session, deadline)
-        slot.connection = connection
+        slot.take(connection)
         if first:
             self._aside(slot, self.connected)
         if slot.place not in self._slots:
@@ -402,9 +414,7 @@ class NativeLane(Lane):
 
     def abandon(self) -> None:
         for slot in self._all():
-            if slot.connection is not None:
-                slot.connection.stream.detach()  # this closes the child's copy only, nothing is sent
-                slot.connection = None
+            slot.abandon()
         self._pushes.abandon()
         self._up = False
         self._reset()
