@@ -14,7 +14,10 @@ a facility's check of the two flags is all that a change costs.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
+
+log = logging.getLogger("synap.engine")
 
 Record = Tuple[Any, ...]
 Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
@@ -50,10 +53,13 @@ class Journal:
 
     @staticmethod
     def roll_back(undos: List[Undo]) -> None:
-        """Undo changes, the last one first."""
+        """Undo changes, the last one first; one that can't be undone, since it was interrupted, keeps no other."""
         while undos:
             undo, arguments = undos.pop()
-            undo(*arguments)
+            try:
+                undo(*arguments)
+            except Exception:
+                log.exception("a change can't be undone")
 
 
 def paged(groups: Iterable[Tuple[List[Record], int]], most: int, most_bytes: int) -> Iterator[List[Record]]:

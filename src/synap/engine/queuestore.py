@@ -108,17 +108,17 @@ class QueueStore:
 
     def make(self, name: str, config: Optional[QueueConfig] = None) -> Queue:
         """Make a queue; `check` says whether it may be. Without a `config` it has the defaults."""
-        rules = new_rules(name, config)
-        self.budget.used += QUEUE_COST + len(name)
-        queue = self.queues[name] = Queue(name, self.ids(), rules)
+        queue = Queue(name, self.ids(), new_rules(name, config))
         queue.implicit = config is None
-        self._watch_idle(queue)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
             if queue.implicit:
                 self.journal.records.append((r.IMPLICIT, name))
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmake, (queue,)))
+        self.budget.used += QUEUE_COST + len(name)
+        self.queues[name] = queue
+        self._watch_idle(queue)
         return queue
 
     def _watch_idle(self, queue: Queue) -> None:

@@ -176,13 +176,14 @@ class Streams:
             raise SynapError("MEMORY_LIMIT", f"there are {len(self.by_name)} rooms already, the most allowed")
         cost = ROOM_COST + len(name)
         self.budget.check(cost + beside)
-        room = self.by_name[name] = Room(name, self.ids())
-        self._watch_idle(room)
-        self.budget.used += cost
+        room = Room(name, self.ids())
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM, name, room.incarnation))
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmake, (room,)))
+        self.budget.used += cost
+        self.by_name[name] = room
+        self._watch_idle(room)
         return room
 
     def _watch_idle(self, room: Room) -> None:
