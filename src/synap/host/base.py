@@ -11,6 +11,7 @@ A host is used by one thread at a time; sharing it among threads needs a lock.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from typing_extensions import Protocol
@@ -20,6 +21,7 @@ from synap.engine.callers import Caller, Number, Steps
 from synap.engine.figures import MOST_NAMED
 from synap.errors import SynapError
 from synap.host.clock import Clock
+from synap.host.handlers import raised_by_handler
 from synap.host.timing import Sample, Timing
 from synap.wire.codec import MALFORMED, Codec
 
@@ -333,8 +335,19 @@ class Host:
         """Count an error answer, for metrics."""
         self.errors[code] = self.errors.get(code, 0) + 1
 
+    def interrupted(self) -> None:
+        """Called where an exception from outside ended a turn, and may have left it half done."""
+
+    def let_through(self) -> None:
+        """Raise the current exception again where it came from outside: its caller is to have what a handler raised."""
+        error = sys.exc_info()[1]
+        if error is not None and (not isinstance(error, Exception) or raised_by_handler(error)):
+            self.interrupted()
+            raise error
+
     def crashed(self, what: str) -> SynapError:
         """Log the current exception, and build the `INTERNAL_ERROR` for its caller."""
+        self.let_through()
         log.exception("%s failed", what)
         self.count_error("INTERNAL_ERROR")
         error = SynapError("INTERNAL_ERROR", f"{what} failed inside the service, whose log says how")
@@ -370,6 +383,7 @@ class Host:
 
     def undeliverable(self, session: Session) -> None:
         """Log the current exception, and end a session whose output can't be delivered."""
+        self.let_through()
         log.exception("the output of a session can't be delivered; its connection ends")
         self.count_error("INTERNAL_ERROR")
         session.output = []

@@ -20,7 +20,7 @@ from synap.host.clock import Clock
 from synap.host.jobs import SHORT, SLICE, Job, Jobs, crowded
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.log import Log
-from synap.host.logged import LoggedHost
+from synap.host.logged import LoggedHost, whole
 from synap.host.timing import EVERY
 from synap.shapes import value_fields
 from synap.wire.codec import MALFORMED
@@ -157,6 +157,9 @@ class EngineHost(LoggedHost):
             session.refuse(number, self.crashed(command.name))
             if command.flags and self.holds:
                 self.engine.journal.cut_back(self._undos, self._records)
+        except BaseException:
+            self.let_through()
+            raise
 
     def _execute_large(self, session: Session, number: Number, command: Command, body: Any, retried: bool) -> Steps:
         """Execute a large request, which is decoded in steps."""
@@ -210,8 +213,11 @@ class EngineHost(LoggedHost):
         journal = self.engine.journal
         if self.holds:
             self._undos, self._records = len(journal.undos), len(journal.records)
+        done = True
         try:
             done, answer = jobs.slice(job)
+            if done and answer is not WAITING:
+                job.answer(answer)
         except SynapError as error:
             self.count_error(error.code)
             job.refuse(error)
@@ -219,13 +225,13 @@ class EngineHost(LoggedHost):
             job.refuse(self.crashed(job.command.name))
             if self.holds:
                 journal.cut_back(self._undos, self._records)
-        else:
-            if not done:
-                return False
-            if answer is not WAITING:
-                job.answer(answer)
-        jobs.done(job)
-        return True
+        except BaseException:
+            self.let_through()
+            raise
+        finally:
+            if done:
+                jobs.done(job)
+        return done
 
     def work(self) -> None:
         """Continue jobs, and execute requests that had to wait for one. A turn of its own."""
@@ -283,18 +289,22 @@ class EngineHost(LoggedHost):
     def unsubscribe(self, session: Session, subscription_id: int) -> None:
         self.engine.unsubscribe(session, subscription_id)
 
+    @whole
     def cancel(self, session: Session, number: Number) -> bool:
         dropped = self.jobs.forget(session, number) or number in session.waiting
-        self.engine.cancel(session, number, self.clock())
+        if not self.fenced:
+            self.engine.cancel(session, number, self.clock())
         session.waiting.discard(number)
         return dropped
 
     def confirm(self, session: Session, below: int) -> None:
         self.engine.confirm(session.session, below)
 
+    @whole
     def leave(self, session: Session) -> None:
         self.jobs.forget(session)
-        self.engine.forget(session, self._look())
+        if not self.fenced:
+            self.engine.forget(session, self._look())
         self.end_turn()
 
     def drain(self) -> None:
@@ -330,6 +340,7 @@ class EngineHost(LoggedHost):
         self._alarm_at = None
         self._horizon.moved = True
 
+    @whole
     def wake(self) -> None:
         """Process what is due by now. A turn of its own."""
         self.rearm()

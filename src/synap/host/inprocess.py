@@ -192,16 +192,17 @@ async def _open_here(scheme: str, path: str, options: Mapping[str, Any], name: s
 
 def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
     """Stop using an engine; the last user closes it."""
-    with local.lock:
-        for session in sessions:
-            local.host.leave(session)
-    with _registry:
-        local.users -= 1
-        if local.users > 0:
-            return
-        for name in [name for name, shared in _shared.items() if shared is local]:
-            del _shared[name]
-        local.close()
+    try:
+        with local.lock:
+            for session in sessions:
+                local.host.leave(session)
+    finally:
+        with _registry:
+            local.users -= 1
+            if local.users == 0:
+                for name in [name for name, shared in _shared.items() if shared is local]:
+                    del _shared[name]
+                local.close()
 
 
 def drop(local: LocalHost, sessions: Sequence[Session]) -> None:

@@ -6,6 +6,7 @@ import time
 from typing import List, Tuple
 
 from synap.engine.journal import Record, Undo
+from synap.errors import SynapError
 from synap.host.base import Output, Session
 from synap.host.timing import Sample
 
@@ -16,7 +17,7 @@ Held = Tuple[Session, List[Output]]
 class Batch:
     """The changes of one turn: records for the log, undos, and the output that is held until they are on disk."""
 
-    __slots__ = ("held", "records", "samples", "since", "submitted", "undos")
+    __slots__ = ("held", "records", "samples", "since", "undos")
 
     def __init__(self, records: List[Record], undos: List[Undo], held: List[Held], samples: List[Sample]) -> None:
         self.since = time.monotonic()
@@ -25,8 +26,6 @@ class Batch:
         self.held = held
         self.samples = samples
         """Timed requests whose answers are held."""
-        self.submitted = False
-        """Whether the log has it, and will report on it. A log may set it before it returns, and the host does then."""
 
 
 class Log:
@@ -42,5 +41,12 @@ class Log:
 
         Else it calls `EngineHost.committed` with it later, on the host's thread, or `EngineHost.failed`. `alone`: all
         that was submitted before has been reported.
+        """
+        raise NotImplementedError
+
+    def interrupted(self) -> SynapError:
+        """Write nothing but what was submitted, since the host's state may be half changed.
+
+        Returns what writes are refused with from now on.
         """
         raise NotImplementedError

@@ -7,9 +7,10 @@ first; waiting callers get `SERVICE_UNAVAILABLE`, and writes are refused until t
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from itertools import chain
-from typing import Callable, Deque, Dict, Iterable, List, Optional
+from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, TypeVar, cast
 
 from synap.commands import BatchAnswer, Command, SubscribedToFigures
 from synap.engine.callers import Number
@@ -20,6 +21,22 @@ from synap.errors import SynapError
 from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Output, Session
 from synap.host.jobs import Jobs
 from synap.host.log import Batch, Held, Log
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def whole(method: Function) -> Function:
+    """Call `Host.interrupted` where an exception from outside ends a method of a host."""
+
+    @functools.wraps(method)
+    def run(self: LoggedHost, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except BaseException:
+            self.let_through()
+            raise
+
+    return cast(Function, run)
 
 
 class LoggedHost(Host):
@@ -36,8 +53,8 @@ class LoggedHost(Host):
         """Whether writes that free space are accepted while others are refused."""
         self.pending: Deque[Batch] = deque()
         """Batches the log has not reported on yet, oldest first (only where output is held)."""
-        self._last: Optional[Batch] = None
-        """The last batch that was made for the log."""
+        self.fenced = False
+        """Whether nothing may be written any more, since a turn was interrupted."""
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.holds
 
@@ -58,8 +75,6 @@ class LoggedHost(Host):
         """Called by the log: `batch` is on disk. Delivers the output it held. A turn of its own."""
         if self.pending and self.pending[0] is batch:
             self.pending.popleft()
-        if self._last is batch:
-            self._last = None
         self._deliver(batch.held)
         self.engine.leftovers.committed(batch.undos)
         if batch.samples:
@@ -78,8 +93,6 @@ class LoggedHost(Host):
         self.sparing = False
         waiting: List[Held] = []
         if self.holds:
-            self._await_last()
-            self._last = None
             _, undos = self.engine.collect()
             waiting = self._take()
             for batch in reversed(self.pending):
@@ -98,8 +111,22 @@ class LoggedHost(Host):
             Journal.roll_back(self.engine.collect()[1])
         self.read_on()
 
+    def interrupted(self) -> None:
+        """Refuse writes until the directory is opened again: what the memory holds may contradict what the log does.
+
+        Nothing of the turn is written or answered; what was submitted before is.
+        """
+        if self.log is not None and not self.fenced:
+            self.fenced = True
+            self.sparing = False
+            self.unavailable = self.log.interrupted()
+            self.engine.journal.take()
+            self._fail_held(self._take(), self.refusal(may_have_happened=True))
+
     def recovered(self) -> None:
         """Called by the log: it works again, so writes are accepted. A turn of its own."""
+        if self.fenced:
+            return
         self.unavailable = None
         self.sparing = False
         self.wake()
@@ -110,6 +137,8 @@ class LoggedHost(Host):
 
         A turn of its own.
         """
+        if self.fenced:
+            return
         self.unavailable = error
         self.sparing = True
         self.wake()
@@ -126,20 +155,11 @@ class LoggedHost(Host):
         self.timing.ended(self.samples)
         self.samples.clear()
 
+    @whole
     def _commit(self) -> None:
-        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before.
-
-        Where the host's thread is a caller's, an exception of a signal handler may end this at any point. A batch that
-        the log has not got then is submitted in the next turn: what its changes are is in the engine already.
-        """
+        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before."""
         log = self.log
         assert log is not None
-        last = self._last
-        if last is not None and not last.submitted:
-            if self.holds:
-                self._await_last()
-            log.submit(last, False)
-            last.submitted = True
         if not self.engine.journal.records and not self.engine.timeline.unrecorded:
             if self.touched:
                 if self.holds and self.pending:
@@ -158,15 +178,12 @@ class LoggedHost(Host):
         journal = self.engine.complete(now)
         held, samples = (self._take(), self.samples) if self.holds else ([], [])
         batch = Batch(journal.records, journal.undos, held, samples)
-        self._last = batch
         journal.said = None
         journal.records, journal.undos = [], []
         if not self.holds:
             try:
                 log.submit(batch, False)
-                batch.submitted = True
             except Exception:  # a bug: no write may be answered with success
-                self._last = None
                 self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
         else:
@@ -175,22 +192,14 @@ class LoggedHost(Host):
             alone = len(self.pending) == 1 and not self._unread
             try:
                 safe = log.submit(batch, alone)
-                batch.submitted = True
             except Exception:  # likewise
-                self.pending.pop()
-                self._last = None
                 error = self.crashed("writing to the log")
+                self.pending.pop()
                 Journal.roll_back(batch.undos)
                 self._fail_held(batch.held, error)
             else:
                 if safe:
                     self.committed(batch)
-
-    def _await_last(self) -> None:
-        """Have the last batch wait for its report, though an exception of a signal handler came before that."""
-        last = self._last
-        if last is not None and not last.submitted and (not self.pending or self.pending[-1] is not last):
-            self.pending.append(last)
 
     def _take(self) -> List[Held]:
         """Take the output of this turn out of the sessions."""

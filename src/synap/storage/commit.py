@@ -17,6 +17,7 @@ import time
 from typing import Any, Callable, Dict, List
 
 from synap.engine.journal import Record
+from synap.errors import SynapError
 from synap.host import Batch, EngineHost
 from synap.storage.rows import pack
 from synap.storage.store import NO_SPACE, Trouble, diagnose, refused
@@ -36,6 +37,13 @@ LATE = 0.05
 The writing thread gets the interpreter only every few milliseconds beside a thread that is always busy, and needs it
 several times for a commit; so without a bound a burst could be answered and be lost with the process.
 """
+INTERRUPTED = Trouble(
+    "interrupted",
+    "an exception of a signal handler came in the middle of a change (close all clients of the directory, and open it "
+    "again)",
+    True,
+    True,
+)
 
 
 class DiskLog(LogWriter):
@@ -89,8 +97,6 @@ class DiskLog(LogWriter):
         held = batch.held
         who = held[0][0] if len(held) == 1 else None
         inline = self.holds and self.inline.allowed(alone, self._host.requests, size, who)
-        # With no call before the queue has it: an exception of a signal handler would come behind one.
-        batch.submitted = True
         self._submitted += size
         if inline and self._writing.acquire(blocking=False):
             try:
@@ -156,8 +162,15 @@ class DiskLog(LogWriter):
 
     def give_up(self, text: str) -> None:
         """Stop writing for good: the files are not those of the directory any more."""
-        trouble = Trouble("directory_gone", text, True, True)
-        self.do(lambda: self._turn_to(trouble, []), always=True)
+        self._stop_with(Trouble("directory_gone", text, True, True))
+
+    def interrupted(self) -> SynapError:
+        self.snapshots.abandon()
+        self._stop_with(INTERRUPTED)
+        return refused(INTERRUPTED)
+
+    def _stop_with(self, trouble: Trouble) -> None:
+        self.do(lambda: self._turn_to(trouble, []), ordered=True, always=True)
 
     def close(self) -> None:
         """Write what was submitted, run the last checkpoint and close the database. Safe to call twice."""

@@ -134,15 +134,15 @@ class AsyncLocalLane(AsyncLane):
         attachment = self._attachment
         if attachment is None or attachment.loop is not None:
             attachment = self._here() or await self._enter()
-        result = attachment.begin(command, payload, ticket, self._waiter)
-        if type(result) is not _AsyncWaiter:
-            return result
-        try:
-            answer = await result.wait(command, began, timeout)
-        except BaseException as error:
-            result.leave()
-            attachment.failed(ticket, error)
-            raise
+        answer = attachment.begin(command, payload, ticket, self._waiter)
+        if type(answer) is _AsyncWaiter:
+            waiter = answer
+            try:
+                answer = await waiter.wait(command, began, timeout)
+            except BaseException as error:
+                waiter.leave()
+                attachment.failed(ticket, error)
+                raise
         return attachment.result(command, answer)
 
     async def subscribe(

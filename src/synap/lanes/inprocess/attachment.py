@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from typing import Any, Callable, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from synap.commands import KV_GET, Command, GetAnswer
 from synap.config import ClientConfig, Target
@@ -45,10 +45,17 @@ class Attachment:
         self._dropped = weakref.finalize(owner, drop, local, self.sessions)
         self._dropped.atexit = False
 
-    def begin(self, command: Command, payload: Any, number: int, make: Callable[[], Waiter]) -> Any:
-        """Execute a request; returns its result, or a waiter where it has to wait. Raises its error.
+    def begin(
+        self,
+        command: Command,
+        payload: Any,
+        number: int,
+        make: Callable[[], Waiter],
+        run: Optional[Callable[..., Any]] = None,
+    ) -> Any:
+        """Execute a request, the engine's part by `run`; returns its answer, or a waiter where it has to wait.
 
-        Where the engine was left meanwhile, by a thread that closes the client, nothing is executed.
+        Raises its error. Where the engine was left meanwhile, by a thread that closes the client, nothing is executed.
         """
         decoded = command is KV_GET and _is_plain(payload.key)
         body = payload if decoded else self.codec.encode_payload(command, payload)
@@ -58,6 +65,20 @@ class Attachment:
         host = self.host
         if command.leases or (command.settles and payload.lease is None) or (host.remembers and command.has_effects):
             session = self.consumer
+        if run is None:
+            return self._turn(session, number, command, body, decoded, make)
+        try:
+            return run(self._turn, session, number, command, body, decoded, make)
+        except SynapError:
+            raise
+        except BaseException:  # a signal handler's, which ends this wait for the turn, and not the turn
+            run(self._withdraw, number)
+            raise
+
+    def _turn(
+        self, session: LocalSession, number: int, command: Command, body: Any, decoded: bool, make: Callable[[], Waiter]
+    ) -> Any:
+        host = self.host
         with self.lock:
             if self._left:
                 raise client_closed()
@@ -80,7 +101,7 @@ class Attachment:
                 return waiter
         if error is not None:
             raise error
-        return self.result(command, outcome)
+        return outcome
 
     def result(self, command: Command, answer: Any) -> Any:
         """Convert an answer to the client's result."""

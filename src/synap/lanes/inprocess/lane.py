@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from itertools import count
 from time import monotonic
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from msgspec import Struct
 
@@ -18,6 +18,7 @@ from synap.lanes._sync.base import Lane
 from synap.lanes.errors import client_closed, no_reader
 from synap.lanes.inprocess.attachment import Attachment, enter_arguments
 from synap.lanes.inprocess.session import PushedSession, Waiter
+from synap.lanes.inprocess.uninterrupted import Uninterrupted
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
 from synap.wire.outcomes import timed_out
@@ -49,8 +50,15 @@ class _ThreadWaiter(Waiter):
         return self._answer
 
 
+def _here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 class LocalLane(Lane):
-    """Reaches an engine in this process, from any thread."""
+    """Reaches an engine in this process, from any thread.
+
+    A directory's runs where no signal handler can interrupt it: what is half done in memory would contradict the log.
+    """
 
     def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
         super().__init__(config, target, codec)
@@ -58,11 +66,17 @@ class LocalLane(Lane):
         self._guard = threading.Lock()
         self._pushed: Optional[PushedSession] = None
         self._number = count(1).__next__
+        self._apart: Optional[Uninterrupted] = Uninterrupted(self) if target.scheme == "file" else None
+        self._run: Callable[..., Any] = self._apart or _here
 
     def connect(self, deadline: float) -> None:
         self._enter()
 
     def _enter(self) -> Attachment:
+        attachment: Attachment = self._attachment or self._run(self._attach)
+        return attachment
+
+    def _attach(self) -> Attachment:
         with self._guard:
             attachment = self._attachment
             if attachment is not None:
@@ -85,26 +99,25 @@ class LocalLane(Lane):
         attachment = self._attachment
         if attachment is None:
             attachment = self._enter()
-        result = attachment.begin(command, payload, ticket, _ThreadWaiter)
-        if type(result) is not _ThreadWaiter:
-            return result
-        try:
-            answer = result.wait(command, began, timeout)
-        except BaseException as error:
-            attachment.failed(ticket, error)
-            raise
+        answer = attachment.begin(command, payload, ticket, _ThreadWaiter, self._apart)
+        if type(answer) is _ThreadWaiter:
+            try:
+                answer = answer.wait(command, began, timeout)
+            except BaseException as error:
+                self._run(attachment.failed, ticket, error)
+                raise
         return attachment.result(command, answer)
 
     def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
         attachment = self._enter()
-        session = self._pushed_here(attachment)
         body = self.codec.encode_payload(command, payload)
+        session = self._run(self._pushed_here, attachment)
         waiter = _ThreadWaiter(listener)
-        attachment.subscribe(session, command, self._number(), body, waiter)
         try:
+            self._run(attachment.subscribe, session, command, self._number(), body, waiter)
             answer = waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))
         except BaseException:
-            attachment.unsubscribe_late(session, waiter)
+            self._run(attachment.unsubscribe_late, session, waiter)
             raise
         return (attachment, session, answer.subscription_id), attachment.result(command, answer)
 
@@ -130,13 +143,18 @@ class LocalLane(Lane):
 
     def unsubscribe(self, handle: Any) -> None:
         attachment, session, subscription_id = handle
-        attachment.unsubscribe(session, subscription_id)
+        self._run(attachment.unsubscribe, session, subscription_id)
 
     def health(self, deadline: float) -> Dict[str, Any]:
-        attachment = self._enter()
-        return attachment.health()
+        health: Dict[str, Any] = self._run(self._enter().health)
+        return health
 
     def close(self) -> None:
+        self._run(self._leave)
+        if self._apart is not None:
+            self._apart.end()
+
+    def _leave(self) -> None:
         with self._guard:
             self.closed = True
             attachment, self._attachment = self._attachment, None
@@ -150,6 +168,8 @@ class LocalLane(Lane):
     def abandon(self) -> None:
         self._guard = threading.Lock()
         self._pushed = None
+        if self._apart is not None:
+            self._run = self._apart = Uninterrupted(self)
         if self._attachment is not None and not self._attachment.inherited():
             self._attachment = None
 
