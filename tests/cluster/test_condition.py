@@ -24,7 +24,8 @@ def health(gateway: ThrowawayServer) -> Tuple[int, Dict[str, Any]]:
         with urllib.request.urlopen(f"{gateway.url}/health", timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+        with error:
+            return error.code, json.loads(error.read())
 
 
 def says(gateway: ThrowawayServer, status: int, word: str) -> bool:
