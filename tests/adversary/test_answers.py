@@ -127,7 +127,8 @@ async def outcome_of(
         except SynapError as raised:
             error = raised
         assert time.monotonic() - began < (1 + retries) * (timeout + 0.1) + LATE
-        assert 1 <= len(service.peers) <= 2 + retries
+        assert len(service.peers) <= 2 + retries
+        assert service.peers or (error is not None and error.code == "TIMEOUT")  # on a busy machine it may never come
         await client.close()
     return error
 
