@@ -60,7 +60,8 @@ def failure(error: SynapError) -> Failure:
     advice = ADVICE.get(error.code)
     if START_HINT in error.message:
         advice = "--url or SYNAP_URL says where it is, if it is somewhere else"
-    if "[SSL: " in error.message or CERTIFICATE_HINT in error.message:  # what is wrong with TLS is said
+    answered = "[SSL: " in error.message  # somebody there does, and what is wrong with TLS is said
+    if answered or CERTIFICATE_HINT in error.message:
         advice = None
     if "ACL SETUSER" in error.message:  # of a cluster's node, which knows no API keys
         advice = None
@@ -71,7 +72,7 @@ def failure(error: SynapError) -> Failure:
     if error.may_have_happened and "may have" not in message:
         message += " (it may have taken effect)"
     exit_code = BY_CODE.get(error.code) or BY_STATUS.get(http_status(error.code), OTHER)
-    if "no node of the cluster can be reached" in error.message:
+    if "no node of the cluster can be reached" in error.message and not answered:
         exit_code = CONNECTION
     return Failure(exit_code, error.code, message, advice)
 
