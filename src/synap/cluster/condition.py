@@ -18,8 +18,8 @@ LOOK_EVERY = 2.0
 
 
 class Condition:
-    """Writes nothing to each primary regularly, on the connections and with the patience that writes have: what they
-    are refused, it is, too. A failover that calls wait for is no trouble."""
+    """Regularly sends each primary a write that changes nothing, over the connections that calls use and with their
+    patience, so that it is refused where they are. A failover that calls wait for is no trouble."""
 
     def __init__(self, link: Link, judged: Callable[[Optional[SynapError], bool], None]) -> None:
         """`judged` is called after each look: with what is wrong, in words that name no machines, since strangers are

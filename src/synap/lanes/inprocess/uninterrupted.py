@@ -98,7 +98,7 @@ class Uninterrupted:
             self._errands.put(None)
 
     def end(self) -> None:
-        """End the thread: what is called from now on, this makes no more of than a call."""
+        """End the thread. From now on every call is made on its caller's thread."""
         self._over = True
         self._tell()
         for thread in self._threads:
