@@ -88,6 +88,29 @@ def test_retention_by_age(world: World) -> None:
     assert history(world) == []
 
 
+def test_an_event_keeps_its_age_where_newer_ones_took_the_place_of_older(world: World) -> None:
+    publish(world)
+    world.sleep(98)
+    publish(world, 10)
+    world.sleep(5)
+    assert history(world) == list(range(1, 11))
+    world.sleep(96)
+    assert history(world) == []
+
+
+def test_an_event_keeps_its_age_where_another_was_undone(world: World) -> None:
+    publish(world)
+    world.sleep(100)
+    data: Any = b"1"
+    assert world.batch(c.StreamPublish("r", "happened", data), c.KvTtl("none"), atomic=True)[1] == "KEY_NOT_FOUND"
+    world.sleep(98)
+    publish(world)
+    world.sleep(5)
+    assert history(world) == [1]
+    world.sleep(96)
+    assert history(world) == []
+
+
 @pytest.mark.parametrize(
     ("options", "first"),
     [

@@ -28,8 +28,9 @@ SUBSCRIPTION_COST = 500
 EVENTS_AT_ONCE = 2_000
 """Events that are removed at once because they are too old."""
 
-AgeEntry = Tuple[float, int, str]
-"""(when the oldest event is too old, incarnation of its room, name): the room isn't held, which may be gone by then."""
+AgeEntry = Tuple[float, int, str, int]
+"""(when an event is too old, incarnation of its room, name, its offset): the room isn't held, which may be gone by
+then. So may the event, which was the oldest."""
 
 
 class Streams:
@@ -221,6 +222,8 @@ class Streams:
         for subscription in room.subscriptions.values():
             if subscription.next == event.offset + 1:
                 subscription.next = event.offset
+        if room.first == len(room.events):
+            room.due = None
         self._watch_idle(room)
 
     def _trim(self, room: Room, count: int) -> None:
@@ -300,7 +303,7 @@ class Streams:
         room.due = None
         if room.first < len(room.events):
             room.due = self.timeline.time(room.events[room.first].timestamp) + self.limits.room_age
-            (self.ages.push_again if again else self.ages.push)((room.due, room.incarnation, room.name))
+            (self.ages.push_again if again else self.ages.push)((room.due, room.incarnation, room.name, room.oldest))
 
     def next_deadline(self) -> Optional[float]:
         return 0.0 if self._deleted else self.ages.first()
@@ -314,15 +317,16 @@ class Streams:
             if entry is None:
                 return
             room = self.by_name[entry[2]]
-            end = room.first + 1  # it is due, though its timestamp alone may not tell: a clock set back shows it twice
-            last = min(len(room.events), room.first + left)
-            before = now - self.limits.room_age
-            while end < last and self.timeline.time(room.events[end].timestamp) <= before:
-                end += 1
-            left -= end - room.first
-            self._trim(room, end - room.first)
-            if self.journal.keep_records:
-                self.journal.records.append((r.TRIMMED, room.name, room.oldest))
+            if room.oldest == entry[3]:  # else newer ones have taken its place
+                end = room.first + 1  # though its timestamp alone may not tell: a clock set back shows it twice
+                last = min(len(room.events), room.first + left)
+                before = now - self.limits.room_age
+                while end < last and self.timeline.time(room.events[end].timestamp) <= before:
+                    end += 1
+                left -= end - room.first
+                self._trim(room, end - room.first)
+                if self.journal.keep_records:
+                    self.journal.records.append((r.TRIMMED, room.name, room.oldest))
             self._watch(room)
 
     # ------------------------------------------------------------------------------------------ restart
