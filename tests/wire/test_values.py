@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 from typing import Any, Dict
 
@@ -198,6 +199,46 @@ def test_a_refusal_takes_and_says_little_of_what_was_sent() -> None:
         with pytest.raises(SynapError, match="state must be") as refused:
             JSON.decode_payload(c.QUEUE_PEEK, JSON.encode({"queue": "a", "state": name}))
         assert len(refused.value.message) < 500
+
+
+def test_lists_as_keys_are_refused_before_a_dictionary_is_made_of_them() -> None:
+    # These have the same hash: in a dictionary each would be compared with all before it.
+    keys = list(itertools.islice(itertools.product((-1, -2), repeat=12), 4000))
+    assert len({hash(key) for key in keys}) == 1
+    packed = b"\xdf" + len(keys).to_bytes(4, "big") + b"".join([msgspec.msgpack.encode(key) + b"\x01" for key in keys])
+    for inner in (packed, b"\x91\x81\xa1k" + packed, b"\x91" * (values.MAX_DEPTH - 1) + packed):
+        with pytest.raises(SynapError) as refused:
+            values.from_msgpack(inner)
+        assert refused.value.message == "value at $ can't be stored: keys must be strings"
+    with pytest.raises(SynapError, match="nested deeper"):
+        values.from_msgpack(b"\x91" * values.MAX_DEPTH + packed)
+    with pytest.raises(SynapError, match=r"payload must be an object$"):
+        MSGPACK.decode_payload(c.KV_SET, packed)
+    with pytest.raises(SynapError, match=r"bytes of UTF-8$"):
+        MSGPACK.decode_payload(c.KV_GET, b"\x81\xa3key" + packed)
+
+
+@given(
+    st.recursive(
+        st.text() | st.integers(-5, 2**63) | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_a_large_value_with_a_large_dictionary_is_taken_as_it_is(value: Any) -> None:
+    many = {f"key {number}": value for number in range(300)}
+    packed = msgspec.msgpack.encode([value, many])
+    assert values.from_msgpack(packed) == packed
+
+
+def test_the_number_of_a_command_in_a_batch_has_63_bits() -> None:
+    # Beyond, any number of them could have the same hash.
+    for number in (2**63 - 1, 2**63):
+        body = msgspec.json.encode({"commands": [{"command": "kv.get", "payload": {"key": "k"}, "number": number}]})
+        if number < 2**63:
+            assert JSON.decode_payload(c.BATCH, body).commands[0].number == number
+        else:
+            with pytest.raises(SynapError, match="63 bits"):
+                JSON.decode_payload(c.BATCH, body)
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_known() -> None:

@@ -10,7 +10,7 @@ from typing_extensions import Annotated
 
 from synap import results
 from synap.commands.command import Command, Flag
-from synap.commands.fields import Payload
+from synap.commands.fields import Payload, RequestNumber
 from synap.errors import UNCERTAIN, SynapError
 
 MAX_BATCH = 10_000
@@ -26,7 +26,7 @@ class BatchItem(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     command: str
     payload: msgspec.Raw = msgspec.Raw(b"")
-    number: Optional[Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]] = None
+    number: Optional[RequestNumber] = None
 
 
 BatchItems = Annotated[List[BatchItem], Meta(max_length=MAX_BATCH, description="at most 10,000 commands")]

@@ -55,6 +55,8 @@ Backoff = Annotated[float, Meta(ge=1, le=100, description="1..100")]
 MessageIds = Annotated[List[Text], Meta(min_length=1, max_length=1_000, description="1 to 1,000 ids of messages")]
 Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
 ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
+RequestNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="a whole number, 1 or more, of 63 bits")]
+"""Of more bits, as many as one likes have the same hash."""
 Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
 MAX_HEADERS = 128
 """The most headers of one message, without those that are added to a dead letter."""

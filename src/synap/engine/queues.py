@@ -342,7 +342,7 @@ def _number(queue: Queue, text: str) -> Optional[int]:
     """Parse the number of a message from its id; -1 where it isn't one of this queue."""
     head, _, digits = text.rpartition("-")
     try:
-        return int(digits, 16) if f"{head}-" == queue.prefix else -1
+        return int(digits, 16) if f"{head}-" == queue.prefix and len(digits) <= 16 else -1
     except ValueError:
         return -1
 

@@ -290,7 +290,8 @@ class Codec:
         name = path.lstrip(".") or "payload"
         rule = _rule(command.payload, path) or (before if at else text)[:200]
         try:
-            if len(body) > large.LARGE:  # decoding it, or writing it out, takes long
+            # Decoding it, or writing it out, takes long; of MessagePack, with lists as keys, the square of its length.
+            if len(body) > (large.LARGE if self.format == "json" else values.LARGE):
                 raise LookupError
             got = _at(self.decode(body), path)
         except (LookupError, TypeError, *MALFORMED):

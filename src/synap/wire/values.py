@@ -12,8 +12,9 @@ same format; only for a reader of the other format it is converted.
 
 from __future__ import annotations
 
+from itertools import chain
 from math import isfinite
-from typing import Any, Callable, Dict, List, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Tuple, Union
 
 import msgspec
 
@@ -33,6 +34,8 @@ _json_decode = msgspec.json.Decoder().decode
 _json_encode = msgspec.json.Encoder(enc_hook=plain).encode
 _pack_decode = msgspec.msgpack.Decoder().decode
 _pack_encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
+_pack_items = msgspec.msgpack.Decoder(List[msgspec.Raw]).decode
+_pack_fields = msgspec.msgpack.Decoder(Dict[str, msgspec.Raw]).decode
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 MAX_DEPTH = 200
@@ -143,6 +146,13 @@ def too_deep() -> SynapError:
 LARGE = 4096
 """Bytes from which on a JSON string without escapes is recognised without decoding it."""
 _QUOTE = 0x22
+FEW = 256
+"""Bytes up to which a list or dictionary holds few keys."""
+_LEVELS: Dict[int, Callable[[bytes], Iterable[Any]]] = {
+    **dict.fromkeys((*range(0x90, 0xA0), 0xDC, 0xDD), _pack_items),
+    **dict.fromkeys((*range(0x80, 0x90), 0xDE, 0xDF), lambda data: _pack_fields(data).values()),
+}
+"""By the first byte of a list or dictionary in MessagePack: returns what is in it, encoded."""
 
 
 def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
@@ -179,6 +189,8 @@ def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
     if len(data) == 1 and data[0] < 0x80:
         return b"\xcc" + data
     try:
+        if len(data) >= LARGE and data[0] in _LEVELS and (b"\xde" in data or b"\xdf" in data):
+            _check_keys(data)  # else no dictionary in it has more than 15 keys
         value = _pack_decode(data)
         if type(value) is not str and type(value) is not bytes:
             check(value, "msgpack")
@@ -187,6 +199,23 @@ def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise refuse("$", str(error)) from None
     return data
+
+
+def _check_keys(data: bytes) -> None:
+    """Refuse keys that aren't strings, a level at a time, before a dictionary is made of them.
+
+    Lists that have the same hash are easily found, and a dictionary of many such keys takes the square of their number.
+    """
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        try:
+            inside = chain.from_iterable([_LEVELS[item[0]](item) for item in level])
+            level = [one for one in [bytes(raw) for raw in inside if len(raw) >= FEW] if one[0] in _LEVELS]
+        except msgspec.ValidationError:
+            raise refuse("$", "keys must be strings") from None
+        if not level:
+            return
+    raise refuse("$", f"nested deeper than {MAX_DEPTH} levels")
 
 
 # --------------------------------------------------------------------------------- what the engine hands to a reader
