@@ -7,9 +7,10 @@ from typing import Any, Callable, Deque, Dict, Iterator, List
 
 import pytest
 
-from synap.commands import COMMANDS
+from synap.commands import COMMANDS, DeletedAnswer
 from synap.engine.engine import Engine
 from synap.host import EngineHost, Output, Session, jobs
+from synap.host.base import ANSWER
 from synap.wire.codec import CODECS
 
 
@@ -26,6 +27,15 @@ class Caller(Session):
 
     def deliver(self, output: List[Output]) -> None:
         self.answers += len(output)
+
+
+class Kept(Session):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.told: List[Output] = []
+
+    def deliver(self, output: List[Output]) -> None:
+        self.told += output
 
 
 def test_who_is_worked_for_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +88,23 @@ def test_others_are_served_while_names_are_listed(
     while later:
         later.pop(0)()
     assert caller.answers == 1
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_clear_sent_again_while_it_is_worked_off_has_the_answer_of_the_first(gone: bool) -> None:
+    numbers = iter(range(10**9))
+    host = EngineHost(Engine(ids=lambda: next(numbers)))
+    first, again = (Kept(host, CODECS["json"], "a" * 32) for _ in range(2))
+    pairs = [{"key": f"k{number:05}", "value": number} for number in range(5_000)]
+    host.execute(first, 1, COMMANDS["kv.mset"], json.dumps({"pairs": pairs}).encode())
+    for session in (first, again, again):
+        host.execute(session, 2, COMMANDS["kv.clear"], b'{"prefix":"k"}', session is again)
+    host.end_turn()
+    if gone:
+        host.leave(first)
+    while host.engine.keys.clearings:
+        host.wake()
+    answer = [(ANSWER, 2, DeletedAnswer(5_000), 0)]
+    assert again.told == answer
+    assert first.told[1:] == ([] if gone else answer)
+    assert not first.waiting and not again.waiting

@@ -218,11 +218,12 @@ class Engine:
             self.replies.keep(caller.session, number, answer, now)
         return answer
 
-    def _finish(self, caller: Caller, number: Number, answer: c.Answer, now: float) -> None:
-        """Answer a request that was executed in slices."""
-        if caller.session:
-            self.replies.keep(caller.session, number, answer, now)
-        caller.answer(number, answer)
+    def _finish(self, callers: List[Caller], number: Number, answer: c.Answer, now: float) -> None:
+        """Answer a request that was executed in slices, to all who sent it."""
+        if callers[0].session:
+            self.replies.keep(callers[0].session, number, answer, now)
+        for caller in callers:
+            caller.answer(number, answer)
 
     def recall(self, session: str, number: Number) -> Any:
         """Return what a request was answered before, or MISSING where that is not remembered.

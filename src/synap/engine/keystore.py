@@ -64,14 +64,17 @@ def hold_hashes(values: Dict[Any, bytes]) -> None:
 
 
 class Clearing:
-    """A `clear` in progress: what it has still to look at goes from `begin` to `end`; `spared` was stored meanwhile."""
+    """A `clear` in progress: what it has still to look at goes from `begin` to `end`; `spared` was stored meanwhile.
 
-    __slots__ = ("begin", "caller", "deleted", "end", "number", "spared")
+    `callers`: who waits for it; several, where the request was sent again on another connection.
+    """
+
+    __slots__ = ("begin", "callers", "deleted", "end", "number", "spared")
 
     def __init__(self, begin: str, end: str, caller: Caller, number: Number) -> None:
         self.begin = begin
         self.end = end
-        self.caller = caller
+        self.callers = [caller]
         self.number = number
         self.deleted = 0
         self.spared: Set[str] = set()

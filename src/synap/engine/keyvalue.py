@@ -63,7 +63,7 @@ class Keys(KeyStore):
     """The key-value facility: one method per command, named as it is."""
 
     def __init__(
-        self, core: Core, secret: Optional[bytes], finished: Callable[[Caller, Number, c.Answer, float], None]
+        self, core: Core, secret: Optional[bytes], finished: Callable[[List[Caller], Number, c.Answer, float], None]
     ) -> None:
         super().__init__(core, secret)
         self.finished = finished
@@ -214,6 +214,16 @@ class Keys(KeyStore):
         caller.waiting.add(number)
         return WAITING
 
+    def join(self, caller: Caller, number: Number) -> bool:
+        """Let a caller that has sent a request again wait for the `clear` that it is; returns False where it is none."""
+        for clearing in self.clearings:
+            if (clearing.number, clearing.callers[0].session) == (number, caller.session):
+                if caller not in clearing.callers:
+                    clearing.callers.append(caller)
+                    caller.waiting.add(number)
+                return True
+        return False
+
     def _clear_on(self, clearing: Clearing, now: float, most: int) -> bool:
         """Delete up to `most` more keys; returns whether that was all."""
         over = True
@@ -235,18 +245,20 @@ class Keys(KeyStore):
 
     def forget(self, caller: Caller, number: Optional[Number] = None) -> None:
         """Stop the `clear` of a caller that no longer waits. What it has deleted stays deleted."""
-        self.clearings = [
-            one for one in self.clearings if one.caller is not caller or (number is not None and one.number != number)
-        ]
+        for clearing in self.clearings:
+            if caller in clearing.callers and number in (None, clearing.number):
+                clearing.callers.remove(caller)
+        self.clearings = [clearing for clearing in self.clearings if clearing.callers]
 
     def refuse(self, error: SynapError) -> None:
         """Stop every `clear` with an error: nothing may change now. What it has deleted stays deleted."""
         clearings, self.clearings = self.clearings, []
         for clearing in clearings:
-            clearing.caller.waiting.discard(clearing.number)
-            stopped = error.copy()
-            stopped.may_have_happened = True
-            clearing.caller.refuse(clearing.number, stopped)
+            for caller in clearing.callers:
+                caller.waiting.discard(clearing.number)
+                stopped = error.copy()
+                stopped.may_have_happened = True
+                caller.refuse(clearing.number, stopped)
 
     # ------------------------------------------------------------------------------------------ reading and changing
 
@@ -287,9 +299,10 @@ class Keys(KeyStore):
             clearing = self.clearings[0]
             if self._clear_on(clearing, now, most):
                 del self.clearings[0]
-                clearing.caller.waiting.discard(clearing.number)
+                for caller in clearing.callers:
+                    caller.waiting.discard(clearing.number)
                 answer = c.DeletedAnswer(clearing.deleted)
-                self.finished(clearing.caller, clearing.number, answer, now)
+                self.finished(clearing.callers, clearing.number, answer, now)
         for _ in range(most):
             entry = self.deadlines.pop(now)
             if entry is None:

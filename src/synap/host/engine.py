@@ -102,6 +102,9 @@ class EngineHost(LoggedHost):
                 if job is not None:  # it is being executed
                     self.jobs.pass_to(job, session)
                     return
+                if self.engine.keys.clearings and self.engine.keys.join(session, number):
+                    session.repeated(number)
+                    return
             if decoded:
                 payload = body
             elif len(body) > LARGE and _may_be_long(command):
