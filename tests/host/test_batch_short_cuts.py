@@ -28,6 +28,7 @@ from synap.host import EngineHost, Output, Session, batches
 from synap.host.batches import HINTS, MEASURES, MOST_SECONDS, Batching, execute_batch
 from synap.shapes import SMALL
 from synap.wire.codec import CODECS
+from synap.wire.frames import MAX_ANSWER
 
 ANSWERS: List[Any] = [
     GetAnswer(False),
@@ -121,6 +122,24 @@ def test_an_atomic_batch_whose_answers_are_too_large_together_does_nothing() -> 
     assert outcomes.count("PAYLOAD_TOO_LARGE") == 1
     assert outcomes.count("BATCH_ABORTED") == 70
     assert engine.keys.values["n"] == b"1"
+
+
+def test_what_a_batch_has_done_is_told_however_large_the_answers_behind_it_would_be() -> None:
+    numbers = iter(range(10**9))
+    session, codec = Caller(EngineHost(Engine(ids=lambda: next(numbers))), CODECS["json"]), CODECS["json"]
+    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    write = ("kv.incr", {"key": "n"})
+    large = ("kv.set", {"key": "large", "value": "x" * 9_000_000})
+    assert answered(session, codec, [large]) == ["success"]
+    commands = [write, *[("kv.get", {"key": "large"})] * 8, *[write] * 9_000]
+    items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in commands]
+    steps = execute_batch(session.host, session, 1, BatchRequest(items), False)  # type: ignore[arg-type]
+    answer = run(steps)
+    assert [outcome.status for outcome in answer.results] == ["success"] * 8 + ["error"] * 9_001
+    assert 62_000_000 < len(codec.encode_answer(answer)) <= MAX_ANSWER
+    left_out, not_executed = (outcome.error.message for outcome in answer.results[8:10])
+    assert left_out.endswith("this command's is left out")
+    assert not_executed.endswith("this command was not executed")
 
 
 def test_an_atomic_batch_that_takes_too_long_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ MOST_LISTED = 200_000
 """Keys, messages, events and names in the answers of one batch: encoding so many takes some 30 ms."""
 MOST_SECONDS = 2.0
 """Processor time that the commands of an atomic batch may take: nobody else is served meanwhile."""
+REFUSAL, ROOM = 300, 128 * 1024
+"""Bytes that are kept for each command, should it be refused, and for the answer of one more write."""
 HINTS = 20
 """Errors in a batch that contain a 'did you mean', which takes time to find."""
 
@@ -94,6 +96,8 @@ class Measured:
     def __init__(self) -> None:
         self.weight = 0
         """Their estimated bytes."""
+        self.most = MAX_ANSWER
+        """The most of these."""
         self.listed = 0
         """Items of their lists."""
 
@@ -107,7 +111,7 @@ class Measured:
     @property
     def passed(self) -> bool:
         """Whether they are too large together."""
-        return self.weight > MAX_ANSWER or self.listed > MOST_LISTED
+        return self.weight > self.most or self.listed > MOST_LISTED
 
     def check(self, answer: Any) -> None:
         """Count an answer; raises where they are too large together."""
@@ -117,10 +121,10 @@ class Measured:
 
     def too_large(self, which: str, done: str) -> SynapError:
         """Build the error for too much."""
-        limit, have, most = MAX_ANSWER, f"have about {self.weight:,} bytes", f"{MAX_ANSWER:,}"
-        if self.weight <= MAX_ANSWER:
-            limit, have, most = MOST_LISTED, f"list {self.listed:,} items", f"{MOST_LISTED:,}"
-        text = f"the answers {which} {have}, more than {most} together; {done}"
+        limit, have = self.most, f"have about {self.weight:,} bytes"
+        if self.weight <= limit:
+            limit, have = MOST_LISTED, f"list {self.listed:,} items"
+        text = f"the answers {which} {have}, more than {limit:,} together; {done}"
         return SynapError("PAYLOAD_TOO_LARGE", text, {"limit": limit})
 
 
@@ -164,6 +168,7 @@ class Batching(Measured):
         self.wrote = False
         """Whether a command since the last remembered slice had effects."""
         self.errors = 0
+        self.most -= ROOM + REFUSAL * len(self.items)  # what was executed can be told, whatever comes behind it
 
     def steps(self, retried: bool) -> Steps:
         """Execute the commands, continuing where an earlier attempt stopped; returns the answer."""
@@ -210,13 +215,15 @@ class Batching(Measured):
                 if kind is GeneratorType:
                     answer = yield from self._in_slices(answer) if command.sharing else jobs.alone(answer)
                     kind, now = type(answer), host.clock()
-                outcomes.append(BatchOutcome("success", answer))
                 if kind is GetAnswer:  # as in `MEASURES`, inlined for the most frequent answers
                     self.weight += SMALL + len(answer.value or b"")
                 elif kind is SetAnswer:
                     self.weight += SMALL + len(answer.previous or b"")
                 else:
                     self.add(answer)
+                if self.weight > self.most and not command.has_effects:
+                    raise self.too_large("up to this one", "this command's is left out")
+                outcomes.append(BatchOutcome("success", answer))
             except SynapError as error:
                 self._failed(error)
             except Exception:  # of one command: its changes are undone, and the others have outcomes of their own
