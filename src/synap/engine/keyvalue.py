@@ -215,7 +215,7 @@ class Keys(KeyStore):
         return WAITING
 
     def join(self, caller: Caller, number: Number) -> bool:
-        """Let a caller that has sent a request again wait for the `clear` that it is; returns False where it is none."""
+        """Have a caller that has sent a request again wait for the `clear` that it is; returns False for any other."""
         for clearing in self.clearings:
             if (clearing.number, clearing.callers[0].session) == (number, caller.session):
                 if caller not in clearing.callers:
