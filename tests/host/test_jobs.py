@@ -107,4 +107,5 @@ def test_a_clear_sent_again_while_it_is_worked_off_has_the_answer_of_the_first(g
     answer = [(ANSWER, 2, DeletedAnswer(5_000), 0)]
     assert again.told == answer
     assert first.told[1:] == ([] if gone else answer)
-    assert not first.waiting and not again.waiting
+    assert not first.waiting
+    assert not again.waiting
