@@ -53,6 +53,19 @@ async def test_processes_send_to_each_others_channels_and_groups(
     assert await receive(there, channels[1]) == {"type": "rest"}
 
 
+async def test_what_a_consumer_does_to_its_message_the_others_of_its_group_do_not_see(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer],
+) -> None:
+    layer, _ = layers
+    channels = [await layer.new_channel() for _ in range(2)]
+    for channel in channels:
+        await layer.group_add("group", channel)
+    await layer.group_send("group", {"type": "m", "list": [1]})
+    got: Any = await receive(layer, channels[0])
+    got["list"].append(got.pop("type"))
+    assert await receive(layer, channels[1]) == {"type": "m", "list": [1]}
+
+
 async def test_who_comes_after_an_outage_is_not_told_of_it(
     layers: tuple[SynapChannelLayer, SynapChannelLayer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

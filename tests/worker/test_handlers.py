@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List
+from typing import Any, AsyncIterator, Callable, Dict, Iterator, List
 
 import pytest
 
@@ -116,6 +116,59 @@ async def test_a_handler_that_raises_is_tried_again_until_it_is_a_dead_letter(
     assert tries == [0, 1, 2]
     assert [type(error) for error in outcome.errors] == [ValueError] * 3
     assert (await client.queue.stats(f"{name}.dlq")).depth == 1
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a plain function around a coroutine function, as many decorators do."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return call
+
+
+async def test_a_coroutine_that_a_plain_function_returns_is_awaited(client: AsyncSynapClient, name: str) -> None:
+    worker = Worker(client)
+    seen: List[int] = []
+
+    @worker.handles(name)
+    @plain
+    async def work(value: int) -> None:
+        await asyncio.sleep(0)
+        seen.append(value)
+
+    @worker.handles(f"{name}-late", timeout=0.05, retry_delay=3600)
+    @plain
+    async def late(value: int) -> None:
+        await asyncio.Event().wait()
+
+    await worker.enqueue(work, 1)
+    assert (await worker.run_once()).done == 1
+    async with running(worker):
+        await worker.enqueue(work, 2)
+        await worker.enqueue(late, 3)
+        await until(lambda: len(seen) == 2)
+        await until(lambda: _delayed(client, f"{name}-late"))
+    assert seen == [1, 2]
+
+
+async def _delayed(client: AsyncSynapClient, name: str) -> int:
+    return (await client.queue.stats(name)).delayed
+
+
+def test_a_generator_is_no_handler_for_calling_it_runs_nothing() -> None:
+    worker = Worker("memory://")
+
+    def work(value: int) -> Iterator[int]:
+        yield value
+
+    async def work_too(value: int) -> AsyncIterator[int]:
+        yield value
+
+    for function in (work, work_too):
+        with pytest.raises(SynapError, match="is a generator"):
+            worker.handles("a")(function)
 
 
 async def test_reject_gives_up_at_once(client: AsyncSynapClient, name: str) -> None:

@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Deque, Dict, Iterator, Set, Tuple
 
+from msgspec import msgpack
+
 __all__ = ["Inbox", "Inboxes"]
 
 
@@ -19,7 +21,7 @@ class Inbox:
         self._capacity = capacity
         self._expiry = expiry
         self._lock = threading.Lock()
-        self._messages: Deque[Tuple[float, Any]] = collections.deque()
+        self._messages: Deque[Tuple[float, bytes]] = collections.deque()
         self._waiting: Deque[Tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = collections.deque()
         self.receivers = 0
         """Callers that are about to receive, or do."""
@@ -33,8 +35,8 @@ class Inbox:
             self._drop_expired()
             return not self._messages
 
-    def put(self, message: Any) -> bool:
-        """Add a message and wake a waiter; a full inbox drops the message and returns False."""
+    def put(self, message: bytes) -> bool:
+        """Add an encoded message and wake a waiter; a full inbox drops the message and returns False."""
         with self._lock:
             self._drop_expired()
             if len(self._messages) >= self._capacity:
@@ -53,7 +55,7 @@ class Inbox:
                     _, message = self._messages.popleft()
                     if self._messages:
                         self._wake()
-                    return message
+                    return msgpack.decode(message)  # each member of a group has its own, which it may change
                 waiter = loop.create_future()
                 place = (loop, waiter)
                 self._waiting.append(place)
@@ -121,13 +123,14 @@ class Inboxes:
     def put(self, channel: str, message: Any) -> bool:
         """Add a message for a channel; returns False, and drops it, where that is at capacity."""
         with self._lock:
-            return self._of(channel).put(message)
+            return self._of(channel).put(msgpack.encode(message))
 
     def put_all(self, group: str, message: Any) -> Tuple[int, int]:
         """Add a message for each member of a group; returns how many are at capacity, of how many."""
         with self._lock:
             members = self._groups.get(group, ())
-            return sum(not self._inboxes[channel].put(message) for channel in members), len(members)
+            encoded = msgpack.encode(message)
+            return sum(not self._inboxes[channel].put(encoded) for channel in members), len(members)
 
     @contextmanager
     def receiving(self, channel: str) -> Iterator[Inbox]:

@@ -45,11 +45,7 @@ class Execution:
         arguments: Tuple[Any, ...] = (value, message) if handler.takes_message else (value,)
         if message.queue in self._scheduled:
             arguments = (message,) if handler.takes_message else ()
-        if handler.pool == "loop":
-            result = handler.function(*arguments)
-            if inspect.isawaitable(result):
-                result = await (result if handler.timeout is None else _within(result, handler.timeout))
-        elif self.inline:
+        if handler.pool == "loop" or self.inline:
             result = handler.function(*arguments)
         elif handler.pool == "thread":
             result = await self._in_thread(handler, arguments)
@@ -57,6 +53,8 @@ class Execution:
             if self._processes is None:
                 self._processes = ProcessPool(self._process_count)
             result = await self._processes.run(handler.function, arguments, handler.timeout)
+        if inspect.isawaitable(result):  # of a coroutine function, or of a plain one around it, such as a decorator's
+            result = await (result if handler.timeout is None else _within(result, handler.timeout))
         if handler.result_ttl is not None:
             message.pipeline().kv.set(result_key(message.queue, message.message_id), result, ttl=handler.result_ttl)
 

@@ -76,6 +76,8 @@ def check_number(name: str, value: object) -> None:
 
 def pool_of(function: Callable[..., Any], pool: Optional[str]) -> str:
     """Return the pool of a function; raises `INVALID_REQUEST` for one it can't run in."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise SynapError("INVALID_REQUEST", f"{function!r} is a generator: calling it runs nothing")
     is_async = inspect.iscoroutinefunction(function)
     if pool is None:
         return "loop" if is_async else "thread"
