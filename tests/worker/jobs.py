@@ -27,6 +27,22 @@ def die(value: int) -> None:
     os._exit(7)
 
 
+def fork_and_die(path: str) -> None:
+    """End the process, but not one that it has forked, whose id is written to a file."""
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(str(child))
+    os._exit(7)
+
+
+def say_and_hang() -> None:
+    """Print the process's id, and take longer than anybody waits."""
+    os.write(1, b"%d\n" % os.getpid())
+    time.sleep(600)
+
+
 def fail(value: int) -> None:
     """Raise an error of the function's own."""
     raise ZeroDivisionError("of its own")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 
 from synap.worker import pools
 from tests.helpers.patience import PATIENCE
+from tests.worker import jobs
 from tests.worker.conftest import until
 
 
@@ -98,3 +104,62 @@ async def test_a_process_that_died_while_it_was_idle_fails_no_handler() -> None:
         assert child.connection.closed
     finally:
         pool.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+async def test_a_process_that_died_is_told_though_what_it_has_forked_goes_on(tmp_path: Path) -> None:
+    """That has the pipe as well, so there is no end of it."""
+    forked = tmp_path / "forked"
+    pool = pools.ProcessPool(1)
+    try:
+        with pytest.raises(pools.ProcessDied, match="exit code 7"):
+            await asyncio.wait_for(pool.run(jobs.fork_and_die, (str(forked),), None), PATIENCE)
+        assert not pool._all
+    finally:
+        os.kill(int(forked.read_text()), signal.SIGKILL)
+        pool.close()
+
+
+async def test_the_time_of_a_function_begins_when_its_process_has_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that takes longer to import than its handler may run made dead letters of all messages."""
+    allowed: List[object] = []
+    outcome = pools.ProcessPool._outcome
+
+    async def noting(self: pools.ProcessPool, child: pools._Child, job: bytes, timeout: Any) -> Any:
+        allowed.append(timeout)
+        return await outcome(self, child, job, timeout)
+
+    monkeypatch.setattr(pools.ProcessPool, "_outcome", noting)
+    pool = pools.ProcessPool(1)
+    try:
+        for _ in range(2):
+            assert await pool.run(abs, (-1,), PATIENCE) == 1
+        assert await pool.run(max, (1, 2), PATIENCE) == 2
+    finally:
+        pool.close()
+    assert allowed == [pools.LOADING, PATIENCE, PATIENCE, pools.LOADING, PATIENCE]
+
+
+def test_a_process_ends_in_the_middle_of_a_function_where_its_parent_is_killed() -> None:
+    """It went on without a timeout, and for ever where the function hung."""
+    program = """
+import asyncio
+from synap.worker.pools import ProcessPool
+from tests.worker import jobs
+
+async def main() -> None:
+    await ProcessPool(1).run(jobs.say_and_hang, (), None)
+
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, encoding="utf-8")
+    try:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+    finally:
+        process.kill()
+    try:
+        process.communicate(timeout=PATIENCE)  # until the last one that could write has ended
+    except subprocess.TimeoutExpired:
+        os.kill(child, signal.SIGKILL)
+        raise

@@ -8,15 +8,21 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Set, Tuple
 
 from synap.commands import BatchItem
 from synap.lanes.native.pending import seen
 from synap.worker.handlers import Overrun
 from synap.worker.message import Message
+
+LOADING = 60.0
+"""Seconds that a process may take to start and to import a function; the function's own time begins then."""
+LOOK = 0.2
+"""Seconds without an answer after which a process is looked at: what it has forked keeps its pipe open when it ends."""
 
 
 class ProcessDied(RuntimeError):
@@ -47,11 +53,16 @@ class _Child:
         )
         self.process.start()
         theirs.close()
+        self.loaded: Set[Callable[..., Any]] = set()
+        """Functions that it has imported."""
 
     def run(self, job: bytes) -> Tuple[bool, Any]:
         """Send a job and wait for its outcome; blocks. Raises `ProcessDied`."""
         try:
             self.connection.send_bytes(job)
+            while not self.connection.poll(LOOK):
+                if not self.process.is_alive() and not self.connection.poll():
+                    raise EOFError
             answer = self.connection.recv_bytes()
         except (EOFError, OSError):
             self.process.join(5)
@@ -85,26 +96,15 @@ class ProcessPool:
         put into `message.pipeline()` comes back with its result.
         """
         job = pickle.dumps((function, arguments))
-        loop = asyncio.get_running_loop()
         async with self._slots:
             child = self._alive()
             while child is None:
-                await loop.run_in_executor(self._threads, self._start)
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._start)
                 child = self._idle.pop() if self._idle else None  # not looked at: one that always dies has to be told
-            waiting = loop.run_in_executor(self._threads, child.run, job)
-            waiting.add_done_callback(seen)
-            try:
-                done, _ = await asyncio.wait({waiting}, timeout=timeout)
-                if not done:
-                    raise Overrun(f"took longer than {timeout:g} seconds, so it was killed")
-                succeeded, outcome = waiting.result()
-            except BaseException as error:
-                child.process.kill()
-                if not isinstance(error, ProcessDied):
-                    await asyncio.wait({waiting})
-                self._all.remove(child)
-                child.close()
-                raise
+            if function not in child.loaded:
+                await self._outcome(child, pickle.dumps((_load, (function,))), LOADING)  # an error comes again
+                child.loaded.add(function)
+            succeeded, outcome = await self._outcome(child, job, timeout)
             self._idle.append(child)
         if not succeeded:
             raise outcome
@@ -112,6 +112,23 @@ class ProcessPool:
         for message in _messages(arguments):
             message.add(items)
         return result
+
+    async def _outcome(self, child: _Child, job: bytes, timeout: Optional[float]) -> Tuple[bool, Any]:
+        """Have a job done by a process, which is killed where that fails, or is cancelled."""
+        waiting = asyncio.get_running_loop().run_in_executor(self._threads, child.run, job)
+        waiting.add_done_callback(seen)
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=timeout)
+            if not done:
+                raise Overrun(f"took longer than {timeout:g} seconds, so it was killed")
+            return waiting.result()
+        except BaseException as error:
+            child.process.kill()
+            if not isinstance(error, ProcessDied):
+                await asyncio.wait({waiting})
+            self._all.remove(child)
+            child.close()
+            raise
 
     def _alive(self) -> Optional[_Child]:
         """Take an idle process; None where there is none. One may have been killed: the largest are, first of all."""
@@ -140,8 +157,21 @@ def _messages(arguments: Sequence[Any]) -> List[Message]:
     return [argument for argument in arguments if isinstance(argument, Message)]
 
 
+def _load(function: Callable[..., Any]) -> None:
+    """Do nothing: unpickling the argument has imported it."""
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent has, in the middle of a handler too: nobody else would, nor take its result."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _serve(connection: Connection[Any, Any]) -> None:
-    """Run jobs until the parent closes the pipe. Signals of a terminal are left to the parent."""
+    """Run jobs until the parent ends. Signals of a terminal are left to it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
