@@ -24,6 +24,7 @@ celery = pytest.importorskip("celery")
 kombu = pytest.importorskip("kombu")
 
 from celery.contrib.testing.worker import start_worker
+from celery.exceptions import ChordError
 from celery.signals import setup_logging
 
 import synap.contrib.celery
@@ -321,6 +322,10 @@ def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
     def total(numbers: List[int]) -> int:
         return sum(numbers)
 
+    @app.task(shared=False)
+    def fail() -> None:
+        raise ValueError("of its own")
+
     try:
         parts = [number.s(i) for i in range(30)]
         never = celery.group(parts)()  # whose results nobody waits for
@@ -330,6 +335,8 @@ def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
             assert calls["looked through"] == 1
             assert celery.group(parts)().get(timeout=PATIENCE) == list(range(30))
             assert never.get(timeout=PATIENCE) == list(range(30))
+            failed = celery.chord([number.s(1), fail.s()], total.s())()
+            assert isinstance(failed.get(timeout=PATIENCE, propagate=False), ChordError)
         assert calls["pubsub.subscribe"] < 30
         assert not app.backend.result_consumer._subscribed
         found = app.backend.client.kv.scan(count=10_000).keys

@@ -9,6 +9,7 @@ import pytest
 
 from synap import AsyncSynapClient
 from synap.worker import Message
+from synap.worker import leases as leases_module
 from synap.worker.leases import Leases
 from tests.helpers.patience import PATIENCE
 
@@ -79,3 +80,29 @@ async def test_a_lease_that_expires_while_its_renewal_waits_for_an_answer_is_los
         renewing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await renewing
+
+
+async def test_more_leases_than_a_request_may_have_commands_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with 10,000 places and prefetched messages lost them all."""
+    monkeypatch.setattr(leases_module, "MAX_BATCH", 2)
+    lost: List[Message] = []
+    async with AsyncSynapClient(url="memory://") as client:
+        leases = Leases(client, 30.0, lost.append)
+        for value in range(5):
+            await client.queue.publish("many", value)
+        found = [Message.of(one, "json") for one in await client.queue.consume_many(["many"], max=5)]
+        for message in found:
+            leases.add(message)
+            message.expires -= 15.0  # so that its lease is renewed
+        call, sizes = client._calls.call, []
+
+        async def noting(command: Any, payload: Any) -> Any:
+            sizes.append(len(payload.commands))
+            return await call(command, payload)
+
+        monkeypatch.setattr(client._calls, "call", noting)
+        before = [message.expires for message in found]
+        await leases.renew()
+        assert all(message.expires > earlier for message, earlier in zip(found, before))
+    assert sizes == [2, 2, 1]
+    assert not lost

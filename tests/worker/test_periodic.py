@@ -83,6 +83,26 @@ async def test_a_tick_that_is_not_due_by_the_workers_clock_waits(client: AsyncSy
     assert (await client.queue.stats(f"periodic:{name}")).delayed == 1
 
 
+async def test_a_job_goes_on_at_its_times_after_a_clock_that_was_ahead_is_put_right() -> None:
+    """It waited for as long as the clock had been ahead."""
+    clock = TestClock()
+    async with AsyncSynapClient(url="memory://ahead", clock=clock) as client:
+        worker = Worker(client, clock=clock.wall)
+        fired: List[float] = []
+
+        @worker.every("1m", name="ahead")
+        async def job() -> None:
+            fired.append(clock.now)
+
+        for ahead in (0, 86_400, -86_400):
+            clock.set_wall(ahead)
+            before = len(fired)
+            for _ in range(5):
+                await worker.run_once()
+                clock.advance(60)
+            assert len(fired) - before >= 3
+
+
 def test_intervals_are_multiples_since_1970() -> None:
     assert every("5m").after(301) == 600
     assert every("1h30m").seconds == 5400

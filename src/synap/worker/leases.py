@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import monotonic
-from typing import Callable, Dict
+from typing import Callable, Dict, Sequence
 
 from synap.client._async.client import AsyncSynapClient
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
 from synap.worker.message import Message
+from synap.worker.settling import MAX_BATCH
 
 log = logging.getLogger("synap.worker")
 
@@ -61,8 +62,11 @@ class Leases:
         self._expire()
         now = monotonic()
         due = [message for message in self._held.values() if message.expires - now <= self.seconds * 2 / 3]
-        if not due:
-            return
+        for first in range(0, len(due), MAX_BATCH):
+            await self._renew(due[first : first + MAX_BATCH])
+
+    async def _renew(self, due: Sequence[Message]) -> None:
+        now = monotonic()
         async with self._client.pipeline() as p:
             answers = [p.queue.extend(message.queue, message.message_id, self.seconds) for message in due]
         for message, answer in zip(due, answers):

@@ -97,12 +97,12 @@ class Job:
         return min(self.handler.pause(retry_count), max(TOLERANCE, self.schedule.after(now) - now))
 
     def renew(self, message: Message) -> None:
-        """Add the next tick, or this one if it isn't due yet, to the batch that acknowledges this one."""
+        """Add the next tick to the batch that acknowledges this one.
+
+        After one that isn't due yet, that is the next by this clock: a clock that was ahead may have made it.
+        """
         now = self.clock()
-        due = self._due(message)
-        tick = self.tick(max(now, due))
-        if due - now > TOLERANCE:
-            tick = {"due": due, "schedule": self._schedule_of(message.message)}
+        tick = self.tick(max(now, self._due(message)) if self.is_due(message) else now)
         message.pipeline().queue.publish(self.queue, tick, delay=self._delay(tick, now))
 
     def _due(self, message: Message) -> float:

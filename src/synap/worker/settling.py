@@ -19,7 +19,7 @@ from synap.worker.message import Message
 log = logging.getLogger("synap.worker")
 
 MAX_BATCH = 1000
-"""Settlements in one request."""
+"""Settlements, or renewals of leases, in one request: a service takes 10,000 commands."""
 
 
 Done = Callable[[Optional[SynapError], Any], None]

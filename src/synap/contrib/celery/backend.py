@@ -279,18 +279,15 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def _fire(self, request: Any, group_id: str, parts: List[str]) -> None:
         callback = maybe_signature(request.chord, app=self.app)
+        what = "Join"
         try:
             results = self._header_results(group_id, parts)
+            what = "Callback"
+            callback.delay(results)
         except ChordError as error:
             self.chord_error_from_stack(callback, error)
-            return
-        except Exception as error:  # whatever a task raised goes to the body's error callbacks
-            self.chord_error_from_stack(callback, ChordError(f"Join error: {error!r}"))
-            return
-        try:
-            callback.delay(results)
-        except Exception as error:  # such as a body that can't be serialized
-            self.chord_error_from_stack(callback, ChordError(f"Callback error: {error!r}"))
+        except Exception as error:  # whatever a task raised, or of a body that can't be serialized
+            self.chord_error_from_stack(callback, ChordError(f"{what} error: {error!r}"))
         finally:
             for some in slices([*parts, *(self._group_key(group_id, suffix) for suffix in (".s", ".t", ".n"))]):
                 self.client.kv.delete(*some)
