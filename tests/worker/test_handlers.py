@@ -427,6 +427,10 @@ async def test_what_a_worker_cannot_be_made_with_is_refused(client: AsyncSynapCl
         await worker.enqueue(jobs.fail, 1)
     with pytest.raises(SynapError, match=r"no handler for the queue 'other'; it has those of: '"):
         await worker.run_once(queues=["other"])
+    for number in range(101):
+        worker.handles(f"{name}-{number}")(print)
+    with pytest.raises(SynapError, match="takes from 100 queues, each periodic job's counted, not 10"):
+        await worker.run()
     with pytest.raises(SynapError, match="no handler for any queue; it has those of: none"):
         await Worker(client).run()
 

@@ -64,6 +64,53 @@ async def test_sigterm_lets_handlers_end_and_the_processes_exit(synap_url: str, 
         assert (stats.depth, stats.pending, stats.acked_total) == (0, 0, 1)
 
 
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs Linux")
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_signal_to_all_processes_counts_once(synap_url: str, name: str, times: int) -> None:
+    """As systemd sends it to a service: the handlers were cancelled at the first."""
+    async with AsyncSynapClient(url=synap_url) as client:
+        await client.queue.publish(f"{name}:slow", 0.5 if times == 1 else 50)
+        with synap_worker(synap_url, name, "tests.worker.app:worker") as process:
+            await until(lambda: _value(client, f"{name}:begun"))
+            for _ in range(times):
+                _signal_all(process.pid)
+                await asyncio.sleep(0.1)  # two at once may come as one
+            assert await asyncio.get_running_loop().run_in_executor(None, process.wait, PATIENCE) == 0
+        assert await _value(client, f"{name}:ended") == (0.5 if times == 1 else None)
+        assert (await client.queue.stats(f"{name}:slow")).pending == 0
+
+
+def _signal_all(supervisor: int) -> None:
+    for pid in (supervisor, *map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split())):
+        os.kill(pid, signal.SIGTERM)
+
+
+def test_a_process_that_the_service_refuses_ends_though_a_thread_goes_on(tmp_path: Path) -> None:
+    """It took no messages and was not started again, for as long as the handler hung."""
+    (tmp_path / "hanging.py").write_text("""
+import time
+from synap.worker import Worker
+
+worker = Worker("memory://")
+
+@worker.on("started")
+async def begin(event):
+    await worker.client.queue.publish("hang", 1)
+
+@worker.handles("hang", timeout=0.05)
+def hang(value):
+    time.sleep(600)
+
+@worker.on("retried")
+async def refuse(event):
+    await worker.client.close()
+""")
+    command = [sys.executable, "-m", "synap.worker", "hanging:worker"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=PATIENCE)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("synap worker: this client is closed")
+
+
 async def test_what_outlasts_the_grace_is_given_back(synap_url: str, name: str) -> None:
     async with AsyncSynapClient(url=synap_url) as client:
         await client.queue.publish(f"{name}:slow", 50)

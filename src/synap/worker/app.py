@@ -29,6 +29,10 @@ H = TypeVar("H", bound=Hook)
 T = TypeVar("T")
 
 
+MAX_QUEUES = 100
+"""The most queues of a worker: those that one request waits for."""
+
+
 class Worker:
     """Runs functions for the messages of queues, and on schedules.
 
@@ -259,8 +263,8 @@ class Worker:
         Stopping leases no more messages, waits up to `grace` seconds for handlers that run, and requeues the rest
         without delay. Retries while the service can't be reached. `handle_signals`: whether to handle the signals, by
         default true (in the main thread). `queues`: run only the handlers of these, by default all. Raises
-        `INVALID_REQUEST` for a queue without a handler and for a worker that runs already, and the error of a service
-        that refuses the client.
+        `INVALID_REQUEST` for a queue without a handler, for more than 100 queues (each periodic job has one) and for
+        a worker that runs already, and the error of a service that refuses the client.
         """
         runner = self._begin(queues)
         loop = asyncio.get_running_loop()
@@ -285,6 +289,11 @@ class Worker:
         if self._runner is not None:
             self._runner.stop()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it runs and is being stopped."""
+        return self._runner is not None and self._runner.stopping
+
     async def run_once(self, *, queues: Optional[Collection[str]] = None) -> Drained:
         """Handle the messages that are ready now, one after the other, and return counts of their outcomes. For tests.
 
@@ -306,6 +315,9 @@ class Worker:
             what = f"the queue {sorted(missing)[0]!r}" if missing else "any queue"
             known = ", ".join(map(repr, sorted(self._handlers)[:10])) or "none"
             raise SynapError("INVALID_REQUEST", f"this worker has no handler for {what}; it has those of: {known}")
+        if len(handlers) > MAX_QUEUES:
+            most = f"{MAX_QUEUES} queues, each periodic job's counted"
+            raise SynapError("INVALID_REQUEST", f"a worker takes from {most}, not {len(handlers)}; name some of them")
         options = Options(self.concurrency, self.lease, self.grace, self.processes)
         self._runner = Runner(self.client, handlers, self._jobs, options, self._events)
         return self._runner

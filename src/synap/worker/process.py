@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -60,19 +61,23 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    worker: Optional[Worker] = None
+    code = 0
     try:
         worker = load(options.worker)
         if options.concurrency is not None:
             worker.concurrency = options.concurrency
         if options.grace is not None:
             worker.grace = options.grace
-        lingers = _run(_work(worker, options.queue, lifeline))
+        _run(_work(worker, options.queue, lifeline))
     except SynapError as error:
         sys.stderr.write(escaped(f"synap worker: {error.message}\n"))
-        sys.exit(FOUND_NOTHING if error.code == "INVALID_REQUEST" else 1)
-    if lingers:  # a thread still runs a handler that timed out: only the end of the process stops it
+        code = FOUND_NOTHING if error.code == "INVALID_REQUEST" else 1
+    if worker is not None and worker.lingers:
+        # A thread still runs a handler that timed out: only the end of the process stops it.
         logging.shutdown()
-        os._exit(0)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _lifeline() -> int:
@@ -87,16 +92,34 @@ def _lifeline() -> int:
     return lifeline
 
 
-async def _work(worker: Worker, queues: Optional[List[str]], lifeline: Optional[int]) -> bool:
+async def _work(worker: Worker, queues: Optional[List[str]], lifeline: Optional[int]) -> None:
     names = ", ".join(queues or worker.handlers)
     worker.on("started")(lambda event: log.info("takes messages of %s from %r", names, worker.client))
-    if lifeline is not None:
-        loop = asyncio.get_running_loop()
-        stop = partial(loop.call_soon_threadsafe, worker.stop)
-        threading.Thread(target=_watch, args=(lifeline, stop), daemon=True).start()
     async with worker.client:
-        await worker.run(queues=queues)
-    return worker.lingers
+        if lifeline is not None:
+            _obey(worker, lifeline)
+        await worker.run(queues=queues, handle_signals=lifeline is None)
+
+
+def _obey(worker: Worker, lifeline: int) -> None:
+    """Stop a worker at SIGTERM and when its supervisor ends; at SIGINT, the supervisor's second signal, at once.
+
+    SIGTERM counts once: systemd sends it to all processes of a service, and so does the supervisor.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not worker.stopping:
+            worker.stop()
+
+    def cancel() -> None:
+        stop()
+        worker.stop()
+
+    with suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        loop.add_signal_handler(signal.SIGINT, cancel)
+    threading.Thread(target=_watch, args=(lifeline, partial(loop.call_soon_threadsafe, stop)), daemon=True).start()
 
 
 def _watch(lifeline: int, stop: Callable[[], Any]) -> None:
@@ -107,10 +130,10 @@ def _watch(lifeline: int, stop: Callable[[], Any]) -> None:
         stop()
 
 
-def _run(work: Coroutine[Any, Any, bool]) -> bool:
+def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         from uvloop import run
     except ImportError:
-        return asyncio.run(work)
-    lingers: bool = run(work)
-    return lingers
+        asyncio.run(work)
+    else:
+        run(work)

@@ -142,6 +142,11 @@ class Runner:
         self._stopping.set()
 
     @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called, or an error ends `run`."""
+        return self._stopping.is_set()
+
+    @property
     def lingers(self) -> bool:
         """Whether a thread still runs a handler that was given up."""
         return bool(self._execution.overrunning)

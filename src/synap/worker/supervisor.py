@@ -59,9 +59,9 @@ class Supervisor:
         return self._code
 
     def _signalled(self, number: int, frame: Optional[FrameType]) -> None:
-        if self._stopping.is_set():  # the second one: pass it on, so that handlers are cancelled
+        if self._stopping.is_set():  # the second one: handlers are cancelled
             for process in self._processes:
-                process.send_signal(number)
+                process.send_signal(signal.SIGINT)
         self._stopping.set()
 
     def _restart_ended(self) -> None:
