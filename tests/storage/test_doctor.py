@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from contextlib import closing
 from typing import Any, Dict, List
 from unittest.mock import Mock
 
@@ -17,8 +18,10 @@ from synap.storage import Damaged, Unusable, backup, snapshot, wal
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
 from synap.storage.rows import COMMIT, pack, seal
+from synap.storage.snapshot import Snapshots
 from synap.storage.store import Store
 from synap.storage.wal import read_frames
+from synap.storage.writer import wake_up
 from tests.helpers.driver import Service, c, contents, contents_of
 
 WAL = DATABASE + "-wal"
@@ -141,6 +144,36 @@ def test_a_damaged_slice_costs_only_itself(directory: str, tmp_path: Any) -> Non
         assert service.do(c.KvGet("key229")).found
         # The log after the snapshot has some 30; rows before it that aren't removed yet may have those of the slice.
         assert len(service.do(c.KvScan(count=1000)).keys) > 100
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("counts", [False, True], ids=["unfinished", "just counts"])
+def test_without_the_note_of_the_current_snapshot_the_one_that_counts_is_saved(
+    directory: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    with Service(directory, snapshot_minimum=1 << 40) as service:
+        service.log.do(wake_up)
+        service.wait_until(lambda: not service.log.snapshots.has_cleanup())
+    if not counts:
+        write = Snapshots._write
+        monkeypatch.setattr(Snapshots, "_write", lambda self, taking: taking.parts or write(self, taking))
+    monkeypatch.setattr(Snapshots, "has_cleanup", lambda self: False)
+    source = str(tmp_path / "left")
+    with Service(directory, snapshot_minimum=1) as service:
+        service.do(c.KvDel(["key000"]))
+        snapshots = service.log.snapshots
+        service.wait_until(lambda: snapshots.taken > 0 if counts else getattr(snapshots._taking, "parts", 0) > 0)
+        service.do(c.KvDel(["key001"]))
+        with service.lock:
+            shutil.copytree(directory, source, ignore=shutil.ignore_patterns("*-shm"))
+    with closing(sqlite3.connect(os.path.join(source, DATABASE), isolation_level=None)) as connection:
+        assert len(connection.execute("SELECT DISTINCT id >> 32 FROM snapshot").fetchall()) == 2
+        connection.execute("UPDATE meta SET body=zeroblob(40) WHERE id=2")
+    report = repair(source, str(tmp_path / "saved"))
+    assert [problem.place for problem in report.problems] == ["meta row 2"]
+    with Service(str(tmp_path / "saved")) as service:
+        keys = sorted(service.do(c.KvScan(count=1000)).keys)
+    assert keys == [f"key{number:03d}" for number in range(2, 230)]
 
 
 def test_a_damaged_write_ahead_log_costs_only_the_page_that_is_damaged(directory: str, tmp_path: Any) -> None:

@@ -228,17 +228,25 @@ class _Examination:
         return self._guess(connection)
 
     def _guess(self, connection: sqlite3.Connection) -> Current:
-        """Find the newest snapshot without the note of it. It may be one that didn't count yet: then all of the log
-        is there.
+        """Find the snapshot that counts without the note of it: the oldest of which the first slice is there.
+
+        A newer one may be unfinished; then the log from the older one is all there, as it is until that is removed,
+        which begins with its first slice.
         """
+        run = connection.execute
         try:
-            newest = connection.execute("SELECT max(id) FROM snapshot").fetchone()[0]
-            oldest = connection.execute("SELECT min(seq) FROM log").fetchone()[0]
+            oldest = run("SELECT min(seq) FROM log").fetchone()[0] or 1
+            first = run("SELECT min(id) FROM snapshot WHERE id & 0xFFFFFFFF = 0").fetchone()[0]
+            if first is None:  # or it is damaged: the newest
+                first = run("SELECT max(id) FROM snapshot").fetchone()[0]
+            if first is None:
+                return Current(0, 0, 0, 0, oldest)
+            generation = first >> 32
+            ids = (slice_id(generation, 0), slice_id(generation + 1, 0))
+            last = run("SELECT max(id) FROM snapshot WHERE id>=? AND id<?", ids).fetchone()[0]
         except sqlite3.Error:
-            newest = oldest = None
-        if newest is None:
-            return Current(0, 0, 0, 0, oldest or 1)
-        return Current(newest >> 32, min((newest & 0xFFFFFFFF) + 1, self._most()), -1, 0, oldest or 1)
+            return Current(0, 0, 0, 0, 1)
+        return Current(generation, min((last & 0xFFFFFFFF) + 1, self._most()), -1, 0, oldest)
 
     def _reach(self, connection: sqlite3.Connection, current: Current) -> int:
         """Find the last commit that there is or must be."""
