@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from synap import SynapClient
+from synap import SynapClient, SynapError
 from synap.host.timing import BOUNDS, EVERY
 from synap.storage.commit import LATE, DiskLog
+from synap.storage.layout import DATABASE, MARK, WAL
 from synap.testing.server import ThrowawayServer
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, dial, wait_for
@@ -40,6 +41,17 @@ def test_a_directory_that_is_removed_is_noticed(serve: Serve, tmp_path: Path, re
     http.close()
     assert service.stop() != 0
     assert "Traceback" not in "".join(service.output)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use can't be removed there")
+@pytest.mark.parametrize("name", [DATABASE, WAL, MARK])
+def test_a_file_without_which_nothing_is_kept_is_missed(serve: Serve, tmp_path: Path, name: str) -> None:
+    service = serve(data=tmp_path / "data")
+    (tmp_path / "data" / name).unlink()
+    wait_for(lambda: f"{name} was removed while it was in use" in "".join(service.output))
+    with SynapClient(url=service.url, retries=0) as client, pytest.raises(SynapError, match=f"{name} was removed"):
+        client.kv.set("a", 1)
+    assert service.stop() != 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files in use can't be removed there")

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
+from synap import SynapClient
 from synap.engine.engine import Engine, Limits
 from synap.errors import KeyNotFoundError, MessageNotFoundError, QueueNotFoundError
 from synap.host import EngineHost
@@ -280,6 +281,33 @@ for number in range(200):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
     with Service(directory) as service:
         assert len(service.do(c.KvScan(count=1000)).keys) == 200
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec", "no"])
+def test_what_comes_once_the_program_s_directories_are_closed_is_refused(tmp_path: Any, fsync: str) -> None:
+    url = f"file://{tmp_path / 'data'}"
+    program = f"""
+import atexit
+
+def late():
+    print(client.kv.get("a").value)
+    try:
+        client.kv.set("late", 1)
+    except SynapError as error:
+        print(error.code, error.details["reason"], error.may_have_happened)
+
+atexit.register(late)  # before that of the storage, which is imported later: so it runs after that
+from synap import SynapClient, SynapError
+client = SynapClient({url!r}, fsync={fsync!r}, timeout={PATIENCE}, retries=0)
+client.kv.set("a", 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, timeout=2 * PATIENCE, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout.splitlines() == ["1", "SERVICE_UNAVAILABLE closed False"]
+    with SynapClient(url) as client:
+        assert client.kv.get("a").value == 1
+        assert not client.kv.get("late").found
 
 
 def test_closing_twice_does_no_harm(tmp_path: Any) -> None:

@@ -54,7 +54,7 @@ class LoggedHost(Host):
         self.pending: Deque[Batch] = deque()
         """Batches the log has not reported on yet, oldest first (only where output is held)."""
         self.fenced = False
-        """Whether nothing may be written any more, since a turn was interrupted."""
+        """Whether nothing may be written any more: a turn was interrupted, or the program ends."""
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.holds
 
@@ -117,11 +117,15 @@ class LoggedHost(Host):
         Nothing of the turn is written or answered; what was submitted before is.
         """
         if self.log is not None and not self.fenced:
-            self.fenced = True
-            self.sparing = False
-            self.unavailable = self.log.interrupted()
+            self.fence(self.log.interrupted())
             self.engine.journal.take()
             self._fail_held(self._take(), self.refusal(may_have_happened=True))
+
+    def fence(self, error: SynapError) -> None:
+        """Refuse writes with `error` from now on, whatever the log reports."""
+        self.fenced = True
+        self.sparing = False
+        self.unavailable = error
 
     def recovered(self) -> None:
         """Called by the log: it works again, so writes are accepted. A turn of its own."""

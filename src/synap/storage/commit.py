@@ -44,6 +44,7 @@ INTERRUPTED = Trouble(
     True,
     True,
 )
+ENDED = Trouble("closed", "the program ends, and its directories are closed", True, False)
 
 
 class DiskLog(LogWriter):
@@ -171,6 +172,11 @@ class DiskLog(LogWriter):
 
     def _stop_with(self, trouble: Trouble) -> None:
         self.do(lambda: self._turn_to(trouble, []), ordered=True, always=True)
+
+    def end(self) -> None:
+        """Close in a program that ends: whoever calls the host after that is refused."""
+        self.call(self._host.fence, refused(ENDED))
+        self.close()
 
     def close(self) -> None:
         """Write what was submitted, run the last checkpoint and close the database. Safe to call twice."""

@@ -215,7 +215,7 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
 
 
 def _places(directory: str) -> Dict[str, Tuple[int, int]]:
-    paths = (directory, os.path.join(directory, DATABASE))
+    paths = (directory, *(os.path.join(directory, name) for name in (DATABASE, WAL, MARK)))
     return {path: (status.st_dev, status.st_ino) for path, status in ((path, os.stat(path)) for path in paths)}
 
 
@@ -288,7 +288,7 @@ def _close(store: Store, mark: Mark) -> None:
 def _close_all() -> None:
     """Write what is in flight in a program that ends without closing."""
     for disk in list(_OPEN):
-        disk.close()
+        disk.end()
 
 
 atexit.register(_close_all)
