@@ -15,8 +15,8 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from contextlib import suppress
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
+from contextlib import ExitStack, nullcontext, suppress
+from typing import Any, Callable, ContextManager, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
 from synap.host.base import Host, Session
@@ -42,6 +42,8 @@ class LocalHost:
         self._closed = False
         self._begun = False
         self._close: Callable[[], None] = lambda: None
+        self.still: Callable[[], ContextManager[Any]] = nullcontext
+        """Keeps the engine's own threads at rest while the process forks."""
 
     def begin(self, host: Host, close: Callable[[], None], *, durable: bool) -> None:
         """Set the host, and the function that closes it."""
@@ -233,6 +235,7 @@ def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
     watch = getattr(clock, "watch", None)
     if watch is not None:
         watch(local.clock_moved)
+    local.still = opened.still
     local.begin(opened.host, opened.close, durable=scheme != "memory")
     return local
 
@@ -240,14 +243,18 @@ def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
 # ------------------------------------------------------------------------------------------ forks
 
 # A child gets a copy of every engine in memory. All engines are locked during the fork, so that none is copied in the
-# middle of a change.
+# middle of a change. Their own threads come first: what they report takes the lock.
 
 _locked: List[LocalHost] = []
+_still = ExitStack()
 
 
 def _lock_all() -> None:
     _registry.acquire()
-    for local in list(_living):
+    living = list(_living)
+    for local in living:
+        _still.enter_context(local.still())
+    for local in living:
         local.lock.acquire()
         _locked.append(local)
 
@@ -255,6 +262,7 @@ def _lock_all() -> None:
 def _unlock_all() -> None:
     while _locked:
         _locked.pop().lock.release()
+    _still.close()
     _registry.release()
 
 

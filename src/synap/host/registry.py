@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import os
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Mapping, Optional, cast
 
@@ -64,6 +65,8 @@ class Opened:
     """`synap.storage.Durable`, where the data is in a directory of this machine."""
     start: Optional[Callable[[], Any]] = None
     """Awaited in the host's event loop before the first request. Raises `SynapError`."""
+    still: Callable[[], ContextManager[Any]] = nullcontext
+    """Keeps the engine's threads out of libraries whose locks a forked child would have for ever, while it forks."""
 
 
 Opener = Callable[[str, str, Home], Opened]

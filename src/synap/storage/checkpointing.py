@@ -51,6 +51,8 @@ class Checkpointer:
         self._asked = threading.Semaphore(0)
         self._idle = threading.Event()
         self._idle.set()
+        self.copying = threading.Lock()
+        """Held while the thread is within SQLite."""
         self._copied = False
         self._ended = False
         self._error: Optional[BaseException] = None
@@ -139,8 +141,9 @@ class Checkpointer:
                 if self._ended:
                     return
                 try:
-                    connection = connection or connect(self._store.path)
-                    _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    with self.copying:
+                        connection = connection or connect(self._store.path)
+                        _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                     self._length = max(length, 0)
                     self._copied = True
                 except Exception as error:  # whatever it was, somebody may be waiting
@@ -148,4 +151,5 @@ class Checkpointer:
                 self._idle.set()
         finally:
             if connection is not None:
-                connection.close()
+                with self.copying:
+                    connection.close()

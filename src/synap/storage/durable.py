@@ -211,7 +211,7 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
         soon=home.soon,
         guard=home.guard,
     )
-    return Opened(durable.host, durable.close, durable)
+    return Opened(durable.host, durable.close, durable, still=durable.log.still)
 
 
 def _places(directory: str) -> Dict[str, Tuple[int, int]]:

@@ -15,8 +15,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Callable, Deque, List, NamedTuple, Optional, Union
+from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Union
 
 from synap.host import Batch, EngineHost, Log
 from synap.storage.appender import Appender
@@ -148,6 +149,12 @@ class LogWriter(Log):
     def backlog(self) -> int:
         """Bytes submitted and not yet written."""
         return self._submitted - self._written
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep this log's threads out of SQLite, whose own locks a forked child would have for ever."""
+        with self._writing, self._checkpointer.copying:
+            yield
 
     # ------------------------------------------------------------------------------------------ the host's thread
 
