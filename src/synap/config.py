@@ -66,7 +66,7 @@ class ClientConfig:
     CPU time and spares the waking, or for how many seconds at most, up to 0.01; True: some 50 microseconds. Given up
     for a while where answers take longer than that, or (on Linux) where more threads are runnable than there are CPUs.
     Never on a single CPU; in the sync client not with TLS or under gevent either.
-    `fsync`: 'always', 'everysec' or 'no', for `file://`.
+    `fsync`: 'always', 'everysec' or 'no', for `file://`; the same for all clients that have a directory open.
     `clock`: a function that returns Unix seconds, for an engine in this process, for tests (`synap.testing.TestClock`).
     `engine`: options of a cluster, by the names that `synap serve` has for them, such as `{'durability': 'none'}`.
     """

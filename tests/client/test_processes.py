@@ -196,6 +196,48 @@ def test_clients_of_one_process_share_a_directory(tmp_path: Path) -> None:
         assert first.kv.get("key").value == 1
 
 
+def test_a_directory_is_not_shared_with_a_client_that_asks_for_another_fsync(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/data"
+    with SynapClient(url, fsync="no") as first, SynapClient(url, fsync="always") as second:
+        first.kv.set("key", 1)
+        with pytest.raises(SynapError, match="is open already with fsync='no', not 'always'") as caught:
+            second.kv.set("key", 2)
+        assert (caught.value.code, caught.value.details["option"]) == ("INVALID_REQUEST", "fsync")
+        assert first.kv.get("key").value == 1
+        first.close()
+        assert second.kv.set("key", 3).success
+
+
+def test_who_uses_memory_waits_for_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # That is on the event loop, where an async client does so.
+    opening, goes_on, done = threading.Event(), threading.Event(), threading.Event()
+    open_engine = inprocess.open_engine
+
+    def slow(scheme: str, *arguments: Any) -> Any:
+        if scheme == "file":
+            opening.set()
+            assert goes_on.wait(PATIENCE)
+        return open_engine(scheme, *arguments)
+
+    def use_memory() -> None:
+        for url in ("memory://", "memory://named"):
+            with SynapClient(url) as client:
+                client.kv.set("key", 1)
+        done.set()
+
+    monkeypatch.setattr(inprocess, "open_engine", slow)
+    with SynapClient(f"file://{tmp_path}/data") as client:
+        opener = threading.Thread(target=client.connect, daemon=True)
+        opener.start()
+        assert opening.wait(PATIENCE)
+        threading.Thread(target=use_memory, daemon=True).start()
+        try:
+            assert done.wait(PATIENCE)
+        finally:
+            goes_on.set()
+            opener.join()
+
+
 def test_a_program_that_ends_without_closing_ends_at_once_and_says_nothing(tmp_path: Path) -> None:
     program = f"""
         from synap import SynapClient

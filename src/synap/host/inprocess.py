@@ -35,6 +35,9 @@ class LocalHost:
         self.loop: Optional[asyncio.AbstractEventLoop] = None
         """The event loop that the host runs in; None where any thread may use it."""
         self.users = 1
+        self.registry = _registry
+        """Held to change `users`, and by whoever opens or closes the host."""
+        self.options: Mapping[str, Any] = {}
         self._changed = threading.Condition(self.lock)
         self._due: Optional[float] = None
         self._waits_until: Optional[float] = None
@@ -122,6 +125,8 @@ _shared: Dict[str, LocalHost] = {}
 _living: weakref.WeakSet[LocalHost] = weakref.WeakSet()
 _dropped: Deque[Tuple[LocalHost, Sequence[Session]]] = deque()
 _registry = threading.Lock()
+_slow = threading.Lock()
+"""Instead of `_registry` for what takes its time to open and to close: event loops wait for that one."""
 _opening: Dict[str, asyncio.Future[LocalHost]] = {}
 """Connection attempts to clusters in progress, shared by all who want the same one."""
 
@@ -132,12 +137,17 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
     if scheme == "memory" and not path:
         return _open(scheme, path, options, clock)
     name = f"file://{os.path.realpath(path)}" if scheme == "file" else f"{scheme}://{path}"
-    with _registry:
+    registry = _registry if scheme == "memory" else _slow
+    with registry:
         local = _shared.get(name)
         if local is None:
             local = _shared[name] = _open(scheme, path, options, clock)
+            local.registry = registry
         elif clock is not None and local.host.clock is not clock:
             raise SynapError("INVALID_REQUEST", f"{name} is open already with another clock", {"option": "clock"})
+        elif scheme == "file" and local.options.get("fsync") != options.get("fsync"):
+            text = f"{name} is open already with fsync={local.options.get('fsync')!r}, not {options.get('fsync')!r}"
+            raise SynapError("INVALID_REQUEST", text, {"option": "fsync"})
         else:
             local.users += 1
     return local
@@ -199,10 +209,10 @@ def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
             for session in sessions:
                 local.host.leave(session)
     finally:
-        with _registry:
+        with local.registry:
             local.users -= 1
             if local.users == 0:
-                for name in [name for name, shared in _shared.items() if shared is local]:
+                for name in [name for name, shared in list(_shared.items()) if shared is local]:
                     del _shared[name]
                 local.close()
 
@@ -231,6 +241,7 @@ def _leave_dropped() -> None:
 
 def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock]) -> LocalHost:
     local = LocalHost()
+    local.options = options
     opened = open_engine(scheme, path, Home(local.call, local.alarm, local.lock, clock=clock, options=options))
     watch = getattr(clock, "watch", None)
     if watch is not None:
@@ -250,6 +261,7 @@ _still = ExitStack()
 
 
 def _lock_all() -> None:
+    _slow.acquire()
     _registry.acquire()
     living = list(_living)
     for local in living:
@@ -264,6 +276,7 @@ def _unlock_all() -> None:
         _locked.pop().lock.release()
     _still.close()
     _registry.release()
+    _slow.release()
 
 
 def _in_child() -> None:
