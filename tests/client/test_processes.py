@@ -19,6 +19,7 @@ import synap
 from synap import SynapClient, SynapError
 from synap import commands as c
 from synap.host import inprocess
+from synap.host.registry import open_engine
 from synap.storage import checkpointing
 from synap.storage.store import Store
 from tests.helpers.patience import PATIENCE, impatient
@@ -121,42 +122,42 @@ def test_a_forked_child_can_fork_while_other_threads_work() -> None:
                 thread.join()
 
 
+def forks_outside(tmp_path: Path, module: Any, name: str) -> None:
+    """Fork while a log's thread is within a function, and assert that it is not in the child."""
+    inside, goes_on, pause = threading.Event(), threading.Event(), threading.Event()
+    function = getattr(module, name)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        inside.set()
+        assert goes_on.wait(PATIENCE)
+        try:
+            return function(*arguments, **options)
+        finally:
+            inside.clear()
+
+    def go_on_where_it_forks() -> None:
+        while not inprocess._registry.locked():
+            pause.wait(0.001)
+        goes_on.set()
+
+    with SynapClient(f"file://{tmp_path / name}", fsync="no") as client:
+        client.connect()
+        with patch.object(checkpointing, "CHECKPOINT_PAGES", 1), patch.object(module, name, watched):
+            client.kv.set("a", 1)
+            assert inside.wait(PATIENCE)
+            helper = threading.Thread(target=go_on_where_it_forks, daemon=True)
+            helper.start()
+            assert in_a_fork(inside.is_set) == "False"
+            helper.join()
+        assert client.kv.get("a").value == 1
+
+
 @forks
 @alone
 def test_no_thread_of_a_log_is_within_sqlite_when_a_process_forks(tmp_path: Path) -> None:
     # It has locks for the whole process, which a child would find taken for ever.
-    for module, name in ((Store, "append"), (checkpointing, "connect")):
-        inside, goes_on, pause = threading.Event(), threading.Event(), threading.Event()
-
-        def watched(
-            *arguments: Any,
-            function: Any = getattr(module, name),
-            inside: threading.Event = inside,
-            goes_on: threading.Event = goes_on,
-            **options: Any,
-        ) -> Any:
-            inside.set()
-            assert goes_on.wait(PATIENCE)
-            try:
-                return function(*arguments, **options)
-            finally:
-                inside.clear()
-
-        def go_on_where_it_forks(goes_on: threading.Event = goes_on, pause: threading.Event = pause) -> None:
-            while not inprocess._registry.locked():
-                pause.wait(0.001)
-            goes_on.set()
-
-        with SynapClient(f"file://{tmp_path / name}", fsync="no") as client:
-            client.connect()
-            with patch.object(checkpointing, "CHECKPOINT_PAGES", 1), patch.object(module, name, watched):
-                client.kv.set("a", 1)
-                assert inside.wait(PATIENCE)
-                helper = threading.Thread(target=go_on_where_it_forks, daemon=True)
-                helper.start()
-                assert in_a_fork(inside.is_set) == "False"
-                helper.join()
-            assert client.kv.get("a").value == 1
+    forks_outside(tmp_path, Store, "append")
+    forks_outside(tmp_path, checkpointing, "connect")
 
 
 @forks
@@ -211,7 +212,6 @@ def test_a_directory_is_not_shared_with_a_client_that_asks_for_another_fsync(tmp
 def test_who_uses_memory_waits_for_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # That is on the event loop, where an async client does so.
     opening, goes_on, done = threading.Event(), threading.Event(), threading.Event()
-    open_engine = inprocess.open_engine
 
     def slow(scheme: str, *arguments: Any) -> Any:
         if scheme == "file":

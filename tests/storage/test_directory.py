@@ -82,6 +82,16 @@ def test_a_second_process_is_told_which_one_has_it(directory: str, holder: subpr
     assert caught.value.code == "SERVICE_UNAVAILABLE"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use can't be removed there")
+def test_a_lock_whose_file_was_removed_still_holds(directory: str, holder: subprocess.Popen[bytes]) -> None:
+    os.unlink(os.path.join(directory, LOCK))
+    with pytest.raises(Locked, match="is in use by another process"):
+        Service(directory)
+    holder.kill()
+    holder.wait()
+    Service(directory).close()
+
+
 def test_a_second_one_in_the_same_process_is_told_so(directory: str) -> None:
     with Service(directory), pytest.raises(Locked, match="this process itself"):
         Service(directory)

@@ -348,6 +348,23 @@ def test_a_stop_in_the_middle_of_trouble_keeps_what_was_answered(directory: str)
     assert contents_of(directory) == before
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["trouble lasts", "trouble ends"])
+def test_a_stop_tells_what_was_answered_and_could_not_be_written(
+    directory: str, caplog: pytest.LogCaptureFixture, ends: bool
+) -> None:
+    service = Service(directory, fsync="everysec")
+    disk = Disk(service.log.store)
+    disk.fails = FULL
+    service.do(c.KvSet("a", b"1"))
+    service.wait_until(lambda: service.host.unavailable is not None)
+    if ends:
+        disk.fails = 0
+    service.close()
+    assert any("is lost: the disk is full" in message for message in caplog.messages) is not ends
+    with Service(directory) as service:
+        assert service.do(c.KvGet("a")).found is ends
+
+
 def test_a_snapshot_that_finds_the_disk_full_refuses_no_write(directory: str) -> None:
     with Service(directory, snapshot_minimum=1 << 40) as service:
         for number in range(200):

@@ -187,6 +187,10 @@ class DiskLog(LogWriter):
         if self._thread.is_alive():
             self._thread.join()
         self._checkpointer.end()
+        if self._stuck:
+            assert self.trouble is not None
+            what = "closing %s: what was answered in the moment before the first refusal could not be written and is lost: %s"
+            _log.error(what, self.store.directory, self.trouble.text)
         try:
             if self.trouble is None:
                 if not self.store.checkpoint_what_fits(whole=True) and self._appender.synced < self.seq:

@@ -257,11 +257,11 @@ def _restore(
 def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trouble]]:
     """Open a directory for writing that was found sound; returns trouble where its disk is full."""
     with ExitStack() as unfinished:
+        mark = Mark(directory, found.identity.id)
+        unfinished.callback(mark.close)
         store = Store(directory)
         unfinished.callback(store.close)
         store.older = found.identity if found.identity.format < FORMAT else None
-        mark = Mark(directory, found.identity.id)
-        unfinished.callback(mark.close)
         trouble = None
         try:
             if store.growth() > free_space(directory):

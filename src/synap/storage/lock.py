@@ -45,7 +45,7 @@ class DirectoryLock:
         except OSError as error:
             raise _not_writable(directory, error) from None
         try:
-            _lock(self._file)
+            take(self._file)
         except OSError as error:
             holder = self._read_holder()
             os.close(self._file)
@@ -56,7 +56,7 @@ class DirectoryLock:
                     f"{self.path} can't be locked ({error.strerror}): it must be on a file system with file locks",
                     directory,
                 ) from None
-            raise _in_use(directory, holder) from None
+            raise in_use(directory, holder) from None
 
     def remove(self) -> None:
         """Release the lock and remove its file: there is nothing to be locked any more."""
@@ -87,7 +87,7 @@ class DirectoryLock:
             try:
                 os.ftruncate(self._file, 0)
                 # Explicitly: closing releases it only when no child that was just forked has the file open, too.
-                _unlock(self._file)
+                give_back(self._file)
             except OSError:
                 pass
             os.close(self._file)
@@ -103,26 +103,27 @@ class DirectoryLock:
 try:
     import fcntl
 
-    def _lock(file: int) -> None:
+    def take(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def _unlock(file: int) -> None:
+    def give_back(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 except ImportError:  # Windows
     import msvcrt
 
-    def _lock(file: int) -> None:
+    def take(file: int) -> None:
         # A byte far behind the text, so that others can read who has it.
         os.lseek(file, 1 << 20, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
 
-    def _unlock(file: int) -> None:
+    def give_back(file: int) -> None:
         os.lseek(file, 1 << 20, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
 
 
-def _in_use(directory: str, holder: Dict[str, Any]) -> Locked:
+def in_use(directory: str, holder: Dict[str, Any]) -> Locked:
+    """Build the error for a directory that somebody else has: `holder` as the lock's file names it."""
     pid = holder.get("pid")
     who = "another process"
     if pid == os.getpid() and holder.get("host") == socket.gethostname():

@@ -26,10 +26,12 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple, Optional
 
+from synap import forks
 from synap.storage.layout import MARK, check_files, damage
+from synap.storage.lock import give_back, in_use, take
 
 _SLOT = struct.Struct(">4s16sQQ16sI")
 _HEAD, _CRC = struct.Struct(">4s16sQQ16s"), struct.Struct(">I")
@@ -91,7 +93,10 @@ def read_mark(directory: str) -> Optional[Promise]:
 
 
 class Mark:
-    """The mark of a directory that is in use."""
+    """The mark of a directory that is in use. It is locked, too: the file of the lock may have been removed.
+
+    Raises `Locked` where somebody else has it.
+    """
 
     def __init__(self, directory: str, identity: bytes) -> None:
         self.path = os.path.join(directory, MARK)
@@ -100,6 +105,12 @@ class Mark:
         self._slot = 0
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         self._file = os.open(self.path, flags, 0o600)
+        try:
+            take(self._file)
+        except OSError:
+            self.forked()
+            raise in_use(directory, {}) from None
+        forks.watch(self)
 
     def put(self, written: int, synced: int) -> None:
         """Write which commits the log must reach. Not synced. Raises OSError."""
@@ -121,6 +132,13 @@ class Mark:
 
     def close(self) -> None:
         """Close the file; harmless when closed already."""
+        if self._file >= 0:
+            with suppress(OSError):
+                give_back(self._file)
+            self.forked()
+
+    def forked(self) -> None:
+        """In a forked child: close its copy of the file, and with it of the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
