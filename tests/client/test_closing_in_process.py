@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import pytest
 
-from synap import SynapError
+from synap import AsyncSynapClient, SynapError
+from synap.host import inprocess
+from synap.host.inprocess import LocalHost
+from synap.host.registry import open_engine
 from synap.storage.store import Store
 from synap.wire.codec import Codec
 from tests.client.conftest import Make
@@ -65,6 +68,39 @@ async def test_a_write_that_waits_for_the_disk_may_have_happened(
     assert "nothing" not in written.message
     assert (seen.code, seen.may_have_happened) == ("CONNECTION_LOST", False)
     assert (await make(url).kv.get("n")).value == 1
+
+
+async def test_a_directory_whose_opening_was_abandoned_is_not_closed_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, goes_on, closed = threading.Event(), threading.Event(), threading.Event()
+    closers: List[int] = []
+    close = LocalHost.close
+
+    def slow(*arguments: Any) -> Any:
+        opening.set()
+        assert goes_on.wait(PATIENCE)
+        return open_engine(*arguments)
+
+    def record(local: LocalHost) -> None:
+        close(local)
+        closers.append(threading.get_ident())
+        closed.set()
+
+    monkeypatch.setattr(inprocess, "open_engine", slow)
+    monkeypatch.setattr(LocalHost, "close", record)
+    client = AsyncSynapClient(f"file://{tmp_path / 'data'}")
+    call = asyncio.ensure_future(client.kv.get("a"))
+    while not opening.is_set():
+        await asyncio.sleep(0.001)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    goes_on.set()
+    while not closed.is_set():
+        await asyncio.sleep(0.001)
+    assert closers != [threading.get_ident()]
+    await client.close()
 
 
 async def test_a_consume_that_waits_ends(make: Make) -> None:

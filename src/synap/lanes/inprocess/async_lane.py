@@ -214,6 +214,6 @@ class AsyncLocalLane(AsyncLane):
 
 
 def _leave_again(entering: asyncio.Future[LocalHost]) -> None:
-    """Leave an engine whose opening was abandoned."""
+    """Leave an engine whose opening was abandoned. That waits for the disk, and the loop's executor may have ended."""
     if not entering.cancelled() and entering.exception() is None:
-        leave(entering.result())
+        threading.Thread(target=leave, args=(entering.result(),), name="synap-leave").start()
