@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import socket
+import sys  # ASYNC
 from contextlib import suppress
 from typing import Any, Optional, Union
 
@@ -77,6 +78,8 @@ class Lock:
         if True:  # ASYNC
             self._block: Optional[asyncio.Task[object]] = None
             self._cancelled = False
+            self._cancels = 0
+            """How often the block's task had been cancelled before the block."""
 
     @property
     def held(self) -> bool:
@@ -287,12 +290,13 @@ class Lock:
         if True:  # ASYNC
             self._cancelled = False
             self._block = asyncio.current_task()
+            self._cancels = _cancels(self._block)
         return self
 
     async def __aexit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         if True:  # ASYNC
-            await self._settle(error)
-            if self._cancelled and isinstance(error, asyncio.CancelledError):
+            alone = await self._settle(error)
+            if alone and self._cancelled and isinstance(error, asyncio.CancelledError):
                 self._token = None
                 raise self._loss() from None
         try:
@@ -303,20 +307,32 @@ class Lock:
 
     if True:  # ASYNC
 
-        async def _settle(self, error: Optional[BaseException]) -> None:
-            """Take back the cancellation by which the block learned that the lock is lost."""
+        async def _settle(self, error: Optional[BaseException]) -> bool:
+            """Take back the cancellation by which the block learned that the lock is lost.
+
+            Returns whether it is the only one: another's, such as a timeout's around the block, has to go on.
+            """
             task, self._block = self._block, None
             if not self._cancelled or task is None:
-                return
-            if error is None:  # it came too late for the block, and is due at the next `await`
-                with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)
+                return True
             if hasattr(task, "uncancel"):  # Python 3.11 and newer count
                 task.uncancel()
+            alone = _cancels(task) <= self._cancels
+            if alone and error is None:  # it came too late for the block, and is due at the next `await`
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+            return alone
 
     def __repr__(self) -> str:
         state = f"held, fence {self.fence}" if self.held else "lost" if self.lost else "not held"
         return f"<{type(self).__name__} {self.name!r}: {state}>"
+
+
+if True:  # ASYNC
+
+    def _cancels(task: Optional[asyncio.Task[object]]) -> int:
+        """Return how often a task was cancelled; 0 where this Python doesn't count."""
+        return task.cancelling() if task is not None and sys.version_info >= (3, 11) else 0
 
 
 def _succeeded(*handles: Handle[Any]) -> None:

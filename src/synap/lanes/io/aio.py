@@ -227,7 +227,7 @@ def async_spawn(
         if task.cancelled() or task.exception():  # one that ends the event loop
             cancelled()
 
-    task = asyncio.get_running_loop().create_task(run())
+    task = async_home().create_task(run())
     if hasattr(task, "set_name"):
         task.set_name(name)
     _running.add(task)
