@@ -176,6 +176,27 @@ def test_subscriptions_end_with_their_event_loop_and_say_so(
     in_a_loop(after)
 
 
+@pytest.mark.parametrize("place", ["memory://", "memory://ended-loops", "server"])
+def test_the_subscriptions_of_ended_event_loops_are_gone_at_the_service(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    client = AsyncSynapClient(url=request.getfixturevalue(place).url if place == "server" else place)
+
+    async def subscribe() -> None:
+        await client.pubsub.subscribe(["ended loops"])
+
+    async def settle() -> None:
+        """Wait until the service has noticed that the earlier loops' connections are gone."""
+        await subscribe()
+        while (await client.pubsub.stats()).subscriptions > 1:
+            await asyncio.sleep(0.01)
+
+    for _ in range(3):
+        in_a_loop(subscribe)
+    in_a_loop(lambda: asyncio.wait_for(settle(), PATIENCE))
+    in_a_loop(client.close)
+
+
 async def test_a_subscription_whose_tasks_are_cancelled_says_so() -> None:
     """Also where the event loop goes on: a program may cancel whatever runs."""
     async with AsyncSynapClient("memory://") as client:

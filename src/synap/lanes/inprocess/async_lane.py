@@ -164,8 +164,10 @@ class AsyncLocalLane(AsyncLane):
     def _pushed_here(self, attachment: Attachment) -> PushedSession:
         """Return the session for pushes to the running event loop."""
         loop = asyncio.get_running_loop()
-        for former in [former for former in self._pushed if former.is_closed()]:
-            del self._pushed[former]
+        for former in [former for former in list(self._pushed) if former.is_closed()]:
+            ended = self._pushed.pop(former, None)
+            if ended is not None:
+                attachment.end(ended)
         session = self._pushed.get(loop)
         if session is None:
             thread = threading.get_ident()

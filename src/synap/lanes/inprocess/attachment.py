@@ -138,6 +138,13 @@ class Attachment:
         if waiter.subscribed is not None:
             self.unsubscribe(session, waiter.subscribed)
 
+    def end(self, session: PushedSession) -> None:
+        """End all subscriptions of a session, whose event loop has ended."""
+        with self.lock:
+            if not self._left and session in self.sessions:
+                self.sessions.remove(session)
+                self.host.leave(session)
+
     def failed(self, number: int, error: BaseException) -> None:
         """Withdraw an abandoned request, or remember that its outcome is unknown."""
         if not isinstance(error, SynapError) or error.code == "TIMEOUT":
