@@ -40,11 +40,12 @@ class ClientConfig:
     Connection:
 
     `url`: `http://host:port`, `https://…`, `memory://` (an engine of its own), `memory://name` (shared by the clients
-    of this process) or `file:///directory`; without one `SYNAP_URL`, then `http://localhost:15500`.
+    of this process), `file:///directory`, or a cluster's `valkey://host:port`, `valkeys://…`, `redis://…`, `rediss://…`;
+    without one `SYNAP_URL`, then `http://localhost:15500`.
     `api_key`: sent with every connection; without one `SYNAP_API_KEY`. Shown in no error, log or `repr`.
-    `ssl`: an `ssl.SSLContext` for `https://`. Or, as paths of PEM files: `tls_ca`, the authorities to trust in place of
-    the system's; `tls_cert` and `tls_key`, a certificate of the client's own (`tls_key`: where its key is in another
-    file). A client with an `ssl` context can't be pickled, one with paths can.
+    `ssl`: an `ssl.SSLContext` for `https://`, `valkeys://` and `rediss://`. Or, as paths of PEM files: `tls_ca`, the
+    authorities to trust in place of the system's; `tls_cert` and `tls_key`, a certificate of the client's own
+    (`tls_key`: where its key is in another file). A client with an `ssl` context can't be pickled, one with paths can.
 
     Timeouts and retries:
 

@@ -77,7 +77,12 @@ async def test_a_cluster_that_speaks_tls_is_checked_and_used(tmp_path: Path) -> 
                 async with await client.stream.subscribe("r") as events:
                     await client.stream.publish("r", "e", 2)
                     assert (await asyncio.wait_for(events.__anext__(), PATIENCE)).data == 2
-            ca = ("--engine-ca", str(CERTIFICATES / "cert.pem"))
+            trusted = str(CERTIFICATES / "cert.pem")
+            as_for_https: list[dict[str, Any]] = [{"tls_ca": trusted}, {"ssl": ssl.create_default_context(cafile=trusted)}]
+            for own in as_for_https:
+                async with AsyncSynapClient(url=url, engine={"durability": "none"}, **own) as client:
+                    await client.kv.set("a", 1)
+            ca = ("--engine-ca", trusted)
             for command in (("cluster", "status", url), ("export", url), ("kv", "get", "a", "--url", url)):
                 assert await ended(*command) == 4
             assert await ended("cluster", "status", url, "--durability", "none", *ca) == 0

@@ -38,6 +38,7 @@ class LocalHost:
         self.registry = _registry
         """Held to change `users`, and by whoever opens or closes the host."""
         self.options: Mapping[str, Any] = {}
+        """What it was opened with."""
         self._changed = threading.Condition(self.lock)
         self._due: Optional[float] = None
         self._waits_until: Optional[float] = None
@@ -136,7 +137,7 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
     _leave_dropped()
     if scheme == "memory" and not path:
         return _open(scheme, path, options, clock)
-    name = f"file://{os.path.realpath(path)}" if scheme == "file" else f"{scheme}://{path}"
+    name = f"file://{os.path.realpath(path)}" if scheme == "file" else _name(scheme, path, options)
     registry = _registry if scheme == "memory" else _slow
     with registry:
         local = _shared.get(name)
@@ -144,7 +145,8 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
             local = _shared[name] = _open(scheme, path, options, clock)
             local.registry = registry
         elif clock is not None and local.host.clock is not clock:
-            raise SynapError("INVALID_REQUEST", f"{name} is open already with another clock", {"option": "clock"})
+            text = f"this {scheme}:// is open already with another clock"
+            raise SynapError("INVALID_REQUEST", text, {"option": "clock"})
         elif scheme == "file" and local.options.get("fsync") != options.get("fsync"):
             text = f"{name} is open already with fsync={local.options.get('fsync')!r}, not {options.get('fsync')!r}"
             raise SynapError("INVALID_REQUEST", text, {"option": "fsync"})
@@ -153,11 +155,16 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
     return local
 
 
+def _name(scheme: str, path: str, options: Mapping[str, Any]) -> str:
+    """Return what an engine is shared by; a cluster's with other options is another one."""
+    return f"{scheme}://{path}" if scheme == "memory" else f"{scheme}://{path} {sorted(options.items())}"
+
+
 async def enter_here(scheme: str, path: str, options: Mapping[str, Any]) -> LocalHost:
     """Open or share a cluster's host that runs in the current event loop, without a thread. Otherwise as `enter`."""
     _leave_dropped()
     loop = asyncio.get_running_loop()
-    name = f"{scheme}://{path} {id(loop)}"
+    name = f"{_name(scheme, path, options)} {id(loop)}"
     with _registry:
         local = _shared.get(name)
         if local is not None and local.loop is loop:

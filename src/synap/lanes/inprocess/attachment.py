@@ -196,4 +196,11 @@ def _is_plain(key: Any) -> bool:
 
 def enter_arguments(config: ClientConfig, target: Target) -> Tuple[str, str, Dict[str, Any], Any]:
     """Return the arguments of `synap.host.inprocess.enter` for the engine of a client."""
-    return target.scheme, target.path, {"fsync": config.fsync, **(config.engine or {})}, config.clock
+    options = {"fsync": config.fsync, **(config.engine or {})}
+    if target.scheme in ("valkeys", "rediss") and not options.keys() & set(_TLS.values()):
+        options.update({its: getattr(config, own) for own, its in _TLS.items() if getattr(config, own) is not None})
+    return target.scheme, target.path, options, config.clock
+
+
+_TLS = {"ssl": "ssl", "tls_ca": "engine_ca", "tls_cert": "engine_cert", "tls_key": "engine_key"}
+"""Options of a client, and what a cluster calls them."""
