@@ -26,6 +26,7 @@ from synap.errors import ConnectionError, SynapError
 from synap.lanes import errors
 from synap.lanes._sync.base import Lane
 from synap.lanes.io.network import Network, network
+from synap.lanes.io.threads import spawn
 from synap.lanes.native.blocking import BlockingConnection, Outcome, open_connection
 from synap.lanes.native.pushes import Pushes
 from synap.lanes.opening import Open, Upgrade, tls_for
@@ -365,11 +366,14 @@ class NativeLane(Lane):
         finally:
             self._waiting.discard(slot.place)
 
-    def ended(self, reason: str) -> None:
-        """Report that a connection was lost."""
+    def ended(self, reason: str, *, aside: bool = False) -> None:
+        """Report that a connection was lost, `aside` on a thread of its own: who reads has more to do than to wait."""
         log.debug("a connection to %s ended: %s", self.target.authority, reason)
         if self._changed(up=False):
-            self.disconnected(reason)
+            if aside:
+                spawn(self.disconnected, reason, name="synap on disconnected", or_here=True)
+            else:
+                self.disconnected(reason)
 
     def _changed(self, *, up: bool) -> bool:
         """Note whether there is a connection; returns whether that is new, to one thread only."""
