@@ -197,7 +197,22 @@ def test_the_subscriptions_of_ended_event_loops_are_gone_at_the_service(
     in_a_loop(client.close)
 
 
-async def test_a_subscription_whose_tasks_are_cancelled_says_so() -> None:
+@pytest.mark.parametrize("place", ["memory://", "server"])
+def test_a_program_that_ends_without_closing_its_client_logs_no_error(
+    place: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = AsyncSynapClient(url=request.getfixturevalue(place).url if place == "server" else place)
+
+    async def subscribe() -> None:
+        await client.pubsub.subscribe(["program"], lambda topic, message: None)
+        await client.stream.subscribe("program", lambda event: None)
+
+    in_a_loop(subscribe)
+    assert not caplog.records
+    in_a_loop(client.close)
+
+
+async def test_a_subscription_whose_tasks_are_cancelled_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Also where the event loop goes on: a program may cancel whatever runs."""
     async with AsyncSynapClient("memory://") as client:
         told: asyncio.Queue[SynapError] = asyncio.Queue()
@@ -207,6 +222,12 @@ async def test_a_subscription_whose_tasks_are_cancelled_says_so() -> None:
             if task.get_name() == "synap subscription to room 'room'":
                 task.cancel()
         assert (await asyncio.wait_for(told.get(), PATIENCE)).code == "CONNECTION_LOST"
+
+        async def logged() -> None:
+            while "event loop has ended: subscribe again" not in caplog.text:
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(logged(), PATIENCE)
 
 
 async def test_a_client_that_is_dropped_unclosed_says_so_and_closes_its_connection() -> None:

@@ -426,6 +426,32 @@ async def test_a_pipeline_that_fails_as_a_whole_says_so_in_each_of_its_results(m
             handle.result()
 
 
+async def test_the_results_of_a_pipeline_whose_block_was_cancelled_cancel_nobody_else() -> None:
+    """They raised the block's `CancelledError`, which ended whatever task asked for one."""
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        peer.request()
+        block.get_loop().call_soon_threadsafe(block.cancel)
+        peer.frame()
+
+    handles: List[Any] = []
+
+    async def work() -> None:
+        async with client.pipeline() as p:
+            handles.extend([p.kv.set("key", 1), p.kv.get("key")])
+
+    with ScriptedService(script) as service:
+        async with AsyncSynapClient(service.url, transport="native") as client:
+            block = asyncio.ensure_future(work())
+            await asyncio.wait({block}, timeout=PATIENCE)
+            assert block.cancelled()
+    for handle in handles:
+        with pytest.raises(synap.ConnectionError, match="CancelledError ended the wait") as caught:
+            handle.result()
+        assert caught.value.may_have_happened
+
+
 async def test_an_unreadable_result_in_a_batch_is_the_error_of_its_own_command(make: Make) -> None:
     def script(peer: Peer) -> None:
         peer.hello()

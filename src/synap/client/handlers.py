@@ -15,6 +15,9 @@ from synap.lanes.io.threads import apart, spawn
 EVENTS = ("connected", "disconnected", "error")
 """Handlers of 'connected' take nothing, of 'disconnected' the reason (a text), of 'error' the exception."""
 
+ENDING = 1.0
+"""Seconds within which an event loop has ended that is ending."""
+
 log = logging.getLogger("synap")
 
 
@@ -79,6 +82,11 @@ class AsyncHandlers(_Handlers):
         self.report(what, error)  # a handler that waits is a task
         if then is not None:
             then()
+
+    def report_orphan(self, what: str, error: BaseException) -> None:
+        """Report what was ended with its task; the log has it where the event loop goes on, not as a program ends."""
+        asyncio.get_running_loop().call_later(ENDING, log.error, "%s: %s", what, error)
+        self.emit("error", error)
 
     def _settle(self, event: str, outcome: Any) -> None:
         if inspect.isawaitable(outcome):

@@ -26,7 +26,10 @@ from synap.client.handlers import async_finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._async.base import AsyncLane
-from synap.lanes.errors import client_closed, loop_ended
+from synap.lanes.errors import (
+    client_closed,
+    loop_ended,  # ASYNC
+)
 from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, AsyncRaised, Closed, async_sleep, async_spawn, monotonic
 from synap.lanes.io.aio import async_home, cancels_task  # ASYNC
 from synap.wire.conversation import Listener
@@ -258,6 +261,8 @@ class Subscription(Generic[T]):
         if self._over.is_set():
             return
         self._fail(error)
+        # Reported before the iterator raises it, on another thread.
+        self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
         async_spawn(self._leave, name=f"synap {self._name} leaving")
 
     def _fail(self, error: SynapError) -> None:
@@ -265,16 +270,18 @@ class Subscription(Generic[T]):
         self._feed = None
         self._over.set()
         self._paused.set()
-        # Reported before the iterator raises it, on another thread.
-        self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
 
     def _orphaned(self) -> None:
         """End where the event loop has ended that this works in, or has cancelled its tasks: no other takes them over.
 
         The service isn't told, which needs that event loop. For it, this ends with the connection.
         """
-        if not self._over.is_set():
-            self._fail(loop_ended())
+        if True:  # ASYNC
+            if not self._over.is_set():
+                error = loop_ended()
+                self._fail(error)
+                self._calls.handlers.report_orphan(f"{self._name} ended", error)
+                self.end(discard=False)
 
     # ------------------------------------------------------------------------------------------ lost connections
 

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from synap import commands as c
 from synap.client._sync.calls import Calls
 from synap.client.recording import Recording
-from synap.errors import SynapError
+from synap.errors import ConnectionError, SynapError
 
 
 class Pipeline:
@@ -50,8 +50,13 @@ class Pipeline:
         command, request = self._recording.request(self._atomic)
         try:
             answer: c.BatchResults = self._calls.call(command, request)
-        except BaseException as failure:
+        except SynapError as failure:
             self._recording.drop(failure)
+            raise
+        except BaseException as failure:  # a cancellation, or a signal handler's: it is the block's, and no result's
+            ended = ConnectionError("CONNECTION_LOST", f"{type(failure).__name__} ended the wait for the answer")
+            ended.may_have_happened = command.has_effects
+            self._recording.drop(ended)
             raise
         self._recording.answered(answer.results)
 

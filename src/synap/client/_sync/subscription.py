@@ -27,7 +27,9 @@ from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._sync.base import Lane
-from synap.lanes.errors import client_closed, loop_ended
+from synap.lanes.errors import (
+    client_closed,
+)
 from synap.lanes.io import Closed, Event, Lock, Mailbox, Raised, monotonic, sleep, spawn
 from synap.wire.conversation import Listener
 
@@ -247,6 +249,8 @@ class Subscription(Generic[T]):
         if self._over.is_set():
             return
         self._fail(error)
+        # Reported before the iterator raises it, on another thread.
+        self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
         spawn(self._leave, name=f"synap {self._name} leaving")
 
     def _fail(self, error: SynapError) -> None:
@@ -254,16 +258,12 @@ class Subscription(Generic[T]):
         self._feed = None
         self._over.set()
         self._paused.set()
-        # Reported before the iterator raises it, on another thread.
-        self._calls.handlers.report_aside(f"{self._name} ended", error, partial(self.end, discard=False))
 
     def _orphaned(self) -> None:
         """End where the event loop has ended that this works in, or has cancelled its tasks: no other takes them over.
 
         The service isn't told, which needs that event loop. For it, this ends with the connection.
         """
-        if not self._over.is_set():
-            self._fail(loop_ended())
 
     # ------------------------------------------------------------------------------------------ lost connections
 
