@@ -32,6 +32,8 @@ from tests.server.test_held_answers import Gate
 from tests.server.test_withdrawn import Http, filled, host_of, http, until
 
 Serve = Callable[..., ThrowawayServer]
+MANY = audit_module.AT_ONCE + 1
+"""Commands whose lines are written in turns."""
 
 
 def test_the_audit_log_tells_who_did_what(serve: Serve, tmp_path: Path) -> None:
@@ -348,6 +350,41 @@ async def test_what_a_native_connection_was_told_before_is_not_the_outcome_of_th
     done = [("queue.create", "ok"), ("queue.delete", "ok"), ("queue.delete", "QUEUE_NOT_FOUND")]
     assert told(path) == done[: 2 + long]
     assert len(connection.frames()) == 6
+    assert not place.awaited
+
+
+@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("refuses", [False, True], ids=["the disk takes it", "the disk refuses it"])
+async def test_what_the_disk_refuses_is_not_told_as_done(lane: str, refuses: bool, tmp_path: Path) -> None:
+    """`ok` was told of what was then undone."""
+    path = tmp_path / "audit.jsonl"
+    disk = Gate()
+    host = disk.host = EngineHost(Engine(ids=iter(range(10**9)).__next__), log=disk)
+    place = Service(host, ServerConfig(audit_log=str(path)))
+    create = {"queue": "q"}
+    items = [{"command": "queue.create", "payload": {"queue": f"{number}"}} for number in range(MANY)]
+    async with inside.running(place) as port, http(port) as one, http(port) as other:
+        connection = inside.line(place)
+        if lane == "native":
+            connection.receive(request(1, "queue.create", **create), request(2, "batch", commands=items))
+        else:
+            one.ask("POST", "/api/v1/command", {"command": "queue.create", "payload": create})
+            await until(lambda: len(disk.batches) == 1)
+            other.ask("POST", "/api/v1/command", {"type": "batch", "commands": items})
+            await until(lambda: len(disk.batches) == 2)
+        assert told(path) == []
+        if refuses:
+            disk.fail()
+        else:
+            disk.commit()
+        outcome = "SERVICE_UNAVAILABLE" if refuses else "ok"
+        if lane == "http":
+            answers = [await asyncio.wait_for(caller.answer(), PATIENCE) for caller in (one, other)]
+            assert ["results" in answer or answer["success"] for answer in answers] == [not refuses] * 2
+        await until(lambda: len(told(path)) == MANY + 1)
+        assert told(path) == [("queue.create", outcome)] * (MANY + 1)
+        assert len(host.engine.stats()["queues"]) == (0 if refuses else MANY + 1)
+        connection.abort()
     assert not place.awaited
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from synap.commands import COMMANDS, BatchAnswer, Command
 from synap.engine.callers import Steps, run
 from synap.errors import SynapError
-from synap.host import REFUSE, Session
+from synap.host import REFUSE, Output, Session
 from synap.server.rates import Bucket
 
 log = logging.getLogger("synap.server")
@@ -168,6 +168,24 @@ class Entry:
             self._audit.executed(self, what, content)
         except Exception:  # of a bug; it was executed, and is answered so
             log.exception("the audit log lacks a %s", self.command.name)
+
+
+class Outcomes(Session):
+    """Outcomes of a turn, delivered with its answers: once all is on disk, and as errors where that was undone."""
+
+    __slots__ = ()
+
+    def tell(self, what: int, entry: Entry, content: Any) -> None:
+        if not self.output:
+            self.host.touched.insert(0, self)  # before the answers: who has one finds the line
+        self.output.append((what, entry, content, 0))
+
+    def deliver(self, output: list[Output]) -> None:
+        for what, entry, content, _ in output:
+            entry.write(what, content)
+
+    def has_room(self) -> bool:
+        return False
 
 
 def _head(who: Mapping[str, str]) -> str:

@@ -183,7 +183,7 @@ class NativeRequests(NativeOutput):
                 service.note(self, id, command, whole, principal)
         self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
         if service.awaited:
-            service.record_outcomes(self, self.output[before:])
+            service.record_outcomes(self, self.output[before:], delivered=False)
             entry = service.awaited.get((self, id))
             if entry is not None:
                 told = [number for what, number, _, _ in self.host.undelivered(self) if what in (ANSWER, REFUSE)]

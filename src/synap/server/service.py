@@ -30,7 +30,7 @@ from synap.errors import PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Output, Session
 from synap.host.base import figures
 from synap.server import clients
-from synap.server.audit import Audit, Entry
+from synap.server.audit import Audit, Entry, Outcomes
 from synap.server.auth import Keys, gone
 from synap.server.grants import Access
 from synap.server.origins import Origins
@@ -42,7 +42,7 @@ from synap.server.translations import Translations
 from synap.server.turns import Turns
 from synap.server.watch import Watch
 from synap.storage import Durable
-from synap.wire.codec import CODECS, Codec
+from synap.wire.codec import CODECS, JSON, Codec
 from synap.wire.compression import compress, worth
 from synap.wire.frames import GZIP, ROOM
 
@@ -161,6 +161,7 @@ class Service:
         self.keys = Keys(config, clock)
         self.awaited: dict[tuple[Session, Number], Entry] = {}
         """What the audit log has to tell of requests in flight, by the very session, as callers choose its name."""
+        self._outcomes = Outcomes(host, JSON)
         self.origins = Origins(config)
         self._rates = Rates(config.rate_limit or math.inf, clock)
         self._sizes = Rates(math.inf, clock, counted="bytes")
@@ -303,14 +304,16 @@ class Service:
         if entry is not None:
             entry.write(what, content)
 
-    def record_outcomes(self, session: Session, output: list[Output]) -> None:
-        """Pass outcomes to the audit log, where it waits for them."""
+    def record_outcomes(self, session: Session, output: list[Output], *, delivered: bool = True) -> None:
+        """Pass outcomes to the audit log, where it waits for them; those not `delivered` yet with the turn's output."""
         for what, number, content, _ in output:
             if what in (ANSWER, REFUSE) and (session, number) in self.awaited:
                 if self.awaited[session, number].earlier:
                     self.awaited[session, number].earlier -= 1
-                else:
+                elif delivered:
                     self._record(session, number, what, content)
+                else:
+                    self._outcomes.tell(what, self.awaited.pop((session, number)), content)
 
     def record_withdrawn(self, session: Session, number: Number | None = None) -> None:
         """Tell the audit log of a session's requests that wait, or of one of them: they are given up half-way."""
@@ -415,7 +418,7 @@ class Service:
         self.note(session, number, command, payload, principal)
         self.host.execute(session, number, command, payload, retried, decoded=True)
         if self.awaited:
-            self.record_outcomes(session, session.output)
+            self.record_outcomes(session, session.output, delivered=False)
         self.host.end_turn()
 
     async def flowing(self) -> None:
