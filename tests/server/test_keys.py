@@ -96,6 +96,7 @@ def test_each_key_opens_what_it_was_given_for(client: Client) -> None:
     refused(lambda: orders.stream.publish("talk", "said", 1))
     orders.pubsub.publish("news.sport", 1)
     refused(lambda: orders.pubsub.publish("news.weather", 1))
+    assert refused(orders.pubsub.stats).message.endswith("(pubsub:read:#)"), "its figures are of all topics"
 
 
 def test_a_scan_tells_nothing_of_keys_that_its_caller_may_not_see(client: Client) -> None:
@@ -474,10 +475,10 @@ def test_a_file_that_is_wrong_says_where(text: str, told: str) -> None:
 def test_keys_come_from_files_and_systemd_s_credentials(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "synap-admin-key").write_text("# ours\nfrom-systemd\n")
     (tmp_path / "synap-admin-key").chmod(0o400)
-    (tmp_path / "plain").write_text("from-a-file\n")
+    (tmp_path / "plain").write_text("from-a-file\n  # theirs\n")
     (tmp_path / "plain").chmod(0o600)
     service = serve("--api-key-file", str(tmp_path / "plain"), environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    for key, status in (("from-systemd", 200), ("from-a-file", 403), ("# ours", 401)):
+    for key, status in (("from-systemd", 200), ("from-a-file", 403), ("# ours", 401), ("# theirs", 401)):
         assert speak(service, key).do("admin.stats").status == status, key
 
 

@@ -41,6 +41,7 @@ class Keys:
 
     def __init__(self, config: ServerConfig, clock: Callable[[], float]) -> None:
         self._config = config
+        self._paths = config.api_key_file, config.admin_key_file, config.keys_file
         self._secret = os.urandom(32)
         self._guesses = Rates(GUESSES, clock)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -56,18 +57,19 @@ class Keys:
         """Read the files again. Raises `INVALID_REQUEST` for an invalid one, and keeps the old keys."""
         config = self._config
         seen = self._stamps()  # first: a file that is written while it is read has changed since
+        texts = {path: keyfile.read_text(path) for path in self._paths if path is not None}
+        self._seen = seen  # also where one has a mistake: it is parsed again once it has changed
         plain, admins = list(config.api_keys), list(config.admin_keys)
         if config.api_key_file is not None:
-            plain += keyfile.read_secrets(config.api_key_file)
+            plain += keyfile.parse_secrets(texts[config.api_key_file], config.api_key_file)
         if config.admin_key_file is not None:
-            admins += keyfile.read_secrets(config.admin_key_file)
-        named = {} if config.keys_file is None else keyfile.read(config.keys_file)
+            admins += keyfile.parse_secrets(texts[config.admin_key_file], config.admin_key_file)
+        named = {} if config.keys_file is None else keyfile.parse(texts[config.keys_file], config.keys_file)
         keys = [*((key, False) for key in plain if key not in admins), *((key, True) for key in admins)]
         self._secrets = dict([self._numbered_key(key, admin) for key, admin in keys])
         if any(len(key) < keyfile.LEAST for key, _ in keys):
             log.warning("a key has fewer than %d characters and may be guessed: `synap keys new`", keyfile.LEAST)
         self._named: dict[Any, Access] = named
-        self._seen = seen
         self.version += 1
 
     def _numbered_key(self, key: str, admin: bool) -> tuple[bytes, Access]:
@@ -80,7 +82,7 @@ class Keys:
 
     def _stamps(self) -> list[tuple[int, ...] | None]:
         stamps: list[tuple[int, ...] | None] = []
-        for path in (self._config.api_key_file, self._config.admin_key_file, self._config.keys_file):
+        for path in self._paths:
             try:
                 status = None if path is None else os.stat(path)
             except OSError:
@@ -92,7 +94,7 @@ class Keys:
 
     @property
     def changed(self) -> bool:
-        """Whether a file of keys has changed since all were last read; it stays so while that fails."""
+        """Whether a file of keys has changed since all were last read; it stays so while one can't be read."""
         return self._stamps() != self._seen
 
     @property

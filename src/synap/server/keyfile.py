@@ -75,7 +75,7 @@ def digest(key: str) -> str:
 
 def read(path: str | os.PathLike[str]) -> dict[str, Access]:
     """Read a file of keys; returns the access for each digest. Raises `INVALID_REQUEST` with the place of an error."""
-    return parse(_text(path), os.fspath(path))
+    return parse(read_text(path), os.fspath(path))
 
 
 def parse(text: str, path: str) -> dict[str, Access]:
@@ -115,18 +115,19 @@ def _entries(text: str, path: str) -> dict[str, Entry]:
     return entries
 
 
-def read_secrets(path: str | os.PathLike[str]) -> list[str]:
-    """Read a file with one key per line. Raises `INVALID_REQUEST`, whose message has no key in it."""
-    keys = [line.strip() for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
+def parse_secrets(text: str, path: str) -> list[str]:
+    """Parse the text of a file with one key per line. Raises `INVALID_REQUEST`, whose message has no key in it."""
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise _bad(os.fspath(path), "there is no key in it")
+        raise _bad(path, "there is no key in it")
     if not all(key.isascii() and key.isprintable() for key in keys):
-        raise _bad(os.fspath(path), "a key has printable ASCII characters only")
+        raise _bad(path, "a key has printable ASCII characters only")
     return keys
 
 
-def _text(path: str | os.PathLike[str]) -> str:
-    """Read a file that only its owner and group may access."""
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a file that only its owner and group may access. Raises `INVALID_REQUEST`."""
     shown = os.fspath(path)
     try:
         with open(path, "rb") as opened:
@@ -156,7 +157,7 @@ def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], qu
     if limits:
         lines.append(f"quota = {{ {limits} }}")
     with private.locked(shown):
-        text = _text(path)
+        text = read_text(path)
         if name in _entries(text, shown):
             raise _bad(shown, f"there is a key named {name!r}; revoke it first, or take another name")
         text = text + ("\n" if text else "") + "\n".join(lines) + "\n"
@@ -167,9 +168,9 @@ def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], qu
 def remove(path: str | os.PathLike[str], name: str) -> None:
     """Remove a key from a file. Raises `INVALID_REQUEST` where there is no key of that name."""
     shown = os.fspath(path)
-    _text(path)  # raises where it isn't there
+    read_text(path)  # raises where it isn't there
     with private.locked(shown):
-        lines = _text(path).splitlines(keepends=True)
+        lines = read_text(path).splitlines(keepends=True)
         header = f"[{name}]"
         at = next((index for index, line in enumerate(lines) if line.split("#")[0].strip() == header), None)
         if at is None:
