@@ -166,8 +166,9 @@ TRAITS = {
 GRANTS = """\
 What a key needs a grant for, such as `kv:read:user:*` ([operations.md](operations.md#keys)): the command's facility,
 this verb, and a pattern that all its names match. Commands that list need a grant for some name, and show what the key
-may see. `admin` stands alone. A batch needs what its commands need, each by itself. `stream.subscribe` with a `name`
-needs what `stream.commit` needs, too: it stores a position, and ends another's subscription by that name.
+may see; `pubsub.stats`, whose figures are of all topics, needs `pubsub:read:#`. `admin` stands alone. A batch needs
+what its commands need, each by itself. `stream.subscribe` with a `name` needs what `stream.commit` needs, too: it
+stores a position, and ends another's subscription by that name.
 """
 
 

@@ -109,7 +109,7 @@ class Grant:
         self.text, self.facility, self.verb, self.pattern = text, facility, verb, pattern
         self.words = pattern.split(".")
         self._parts = pattern.split("*")
-        self._contains = _topics(self.words)
+        self._contains = _topics(self.words) if facility in ("pubsub", "*") else self._matches
 
     def covers(self, facility: str, verb: str) -> bool:
         return self.facility in (facility, "*") and self.verb in (verb, "*")
@@ -319,6 +319,8 @@ class Access:
         refused = None if rule.covering else "…"
         if names is not None:
             refused = next(filterfalse(rule.allows_prefix if command.by_prefix else rule.allows, names), refused)
+        elif command.answer not in _LISTS:
+            refused = "#"  # its figures are of all topics
         if refused is not None:
             raise PermissionDeniedError(
                 "FORBIDDEN",
