@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from synap import SynapClient
+from synap import SynapClient, SynapError
 from synap.host import EngineHost
 from synap.server import keyfile
 from synap.server.auth import Keys
@@ -271,20 +271,49 @@ async def test_what_had_to_wait_for_others_is_looked_at_again(tmp_path: Path) ->
     one.abort()
 
 
+async def test_what_fails_while_it_is_read_again_keeps_nothing_else_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    place = service(ServerConfig(audit_log=str(path)))
+    path.rename(tmp_path / "rotated.jsonl")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "reload_keys", lambda: 1 / 0)
+        place.reload()
+    assert "reading keys failed" in caplog.text
+    assert path.exists()
+
+
+def test_a_file_with_a_mistake_is_parsed_once(tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", ALL)
+    keys = Keys(ServerConfig(keys_file=str(file.path)), lambda: 0.0)
+    text = file.path.read_text()
+    file.path.write_text(text + "nonsense = [")
+    assert keys.changed
+    with pytest.raises(SynapError, match="not TOML"):
+        keys.reload()
+    assert not keys.changed
+    assert keys.admit(file.keys["leaked"], "127.0.0.1").name == "leaked"
+    file.path.write_text(text + "# right")
+    assert keys.changed
+
+
 def test_a_file_that_is_written_while_it_is_read_is_read_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = File(tmp_path / "keys.toml", ALL)
     keys = Keys(ServerConfig(keys_file=str(file.path)), lambda: 0.0)
-    read = keyfile.read
+    read = keyfile.read_text
 
-    def slow(path: str | os.PathLike[str]) -> Any:
-        found = read(path)
-        keyfile.remove(file.path, "leaked")
-        return found
+    def slow(path: str | os.PathLike[str]) -> str:
+        text = read(path)
+        with monkeypatch.context() as patched:
+            patched.setattr(keyfile, "read_text", read)
+            keyfile.remove(file.path, "leaked")
+        return text
 
-    monkeypatch.setattr(keyfile, "read", slow)
-    keys.reload()
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(keyfile, "read_text", slow)
+        keys.reload()
     assert keys.admit(file.keys["leaked"], "127.0.0.1").name == "leaked"
     assert keys.changed

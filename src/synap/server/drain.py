@@ -45,6 +45,24 @@ CLOSING = 10.0
 """Seconds that a peer may take to read the rest of a closed connection."""
 
 
+UNHEEDED = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+"""Signals that end no service, also before it reads anything again at SIGHUP, and when it does no more."""
+
+
+@contextlib.contextmanager
+def handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Handle signals so within the block, where this is the main thread, which alone can."""
+    before: dict[signal.Signals, Any] = {}
+    try:
+        with contextlib.suppress(ValueError):
+            for number, handler in handlers.items():
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server with this service's signals, periodic checks and shutdown."""
 
@@ -80,20 +98,11 @@ class Server(uvicorn.Server):
         def again(number: int, frame: FrameType | None) -> None:
             self._reload = True
 
-        handlers: list[tuple[int, Any]] = [(signal.SIGINT, asked), (signal.SIGTERM, asked)]
+        handlers: dict[signal.Signals, Any] = {signal.SIGINT: asked, signal.SIGTERM: asked}
         if hasattr(signal, "SIGHUP"):
-            handlers += [(signal.SIGHUP, again), (signal.SIGUSR1, signal.SIG_IGN), (signal.SIGUSR2, signal.SIG_IGN)]
-        numbers = [number for number, _ in handlers]
-        try:
-            before = [signal.signal(number, handler) for number, handler in handlers]
-        except ValueError:  # not the main thread, where alone signals can be handled
+            handlers[signal.SIGHUP] = again
+        with handling(handlers):
             yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before):
-                signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         service, config = self.service, cast(Any, self.config)

@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -25,7 +26,7 @@ from synap.host.clock import Clock
 from synap.host.registry import Home, Opened, open_engine
 from synap.server import logs
 from synap.server.app import App
-from synap.server.drain import Server
+from synap.server.drain import UNHEEDED, Server, handling
 from synap.server.garbage import Collections
 from synap.server.machine import default_limit
 from synap.server.origins import SECURITY_HEADERS
@@ -101,7 +102,8 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = say) -> int:
         sys.stderr.write(f"synap serve: {why_not_listening(config, error)}\n")
         return UNUSABLE if isinstance(error, socket.gaierror) else FAILED
     try:
-        return _run(_main(config, sockets, out))
+        with handling(dict.fromkeys(UNHEEDED, signal.SIG_IGN)):
+            return _run(_main(config, sockets, out))
     except SynapError as error:
         sys.stderr.write(escaped(f"synap serve: {error.message}\n"))
         return UNUSABLE if error.code == "INVALID_REQUEST" else FAILED

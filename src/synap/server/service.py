@@ -369,6 +369,8 @@ class Service:
                     log.info("read again: %s", what)
                 except SynapError as error:
                     log.error("%s stay as they were: %s", what, error.message)
+                except Exception:  # of a bug; the others are read all the same, and the service goes on
+                    log.exception("reading %s failed", what)
 
     def reload_keys(self) -> None:
         """Read the keys again, and apply them to open connections. A turn of its own."""

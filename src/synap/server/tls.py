@@ -54,10 +54,11 @@ class Tls:
                 option, path = "tls_client_ca", config.tls_client_ca
                 context.load_verify_locations(config.tls_client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
+            option, path = "tls_cert", config.tls_cert
+            fault = _fault(context, path)
         except (OSError, ValueError) as error:  # `ssl.SSLError` is an OSError
             text = f"{option}: {path} can't be used: {openssl_said(error)}"
             raise SynapError("INVALID_REQUEST", text, {"option": option}) from None
-        fault = _fault(context, config.tls_cert)
         if fault is not None:
             log.warning("tls_cert: clients refuse %s: %s", config.tls_cert, fault)
         return context

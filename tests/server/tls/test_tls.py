@@ -21,6 +21,8 @@ import synap
 from synap import AsyncSynapClient, SynapClient
 from synap.cluster.options import EngineOptions
 from synap.errors import SynapError
+from synap.server.settings import ServerConfig
+from synap.server.tls import Tls
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import CODECS
 from synap.wire.handshake import Hello, greet
@@ -221,6 +223,26 @@ def test_what_can_t_be_used_is_said_at_the_start(tmp_path: Path, own: Signed) ->
     command = ["openssl", "ec", "-in", own.key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
     assert "the key is encrypted" in refused("--tls-cert", own.cert, "--tls-key", encrypted)
+
+
+def test_a_certificate_that_is_rewritten_while_it_is_read_stays_as_it_was(
+    tmp_path: Path, own: Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service ended: nobody expected an error where it looks whether the certificate is over."""
+    cert = tmp_path / "cert.pem"
+    shutil.copy(own.cert, cert)
+    tls = Tls(ServerConfig(tls_cert=str(cert), tls_key=own.key))
+    before = tls.context
+    chosen = ssl.SSLContext.set_ciphers
+
+    def meanwhile(context: ssl.SSLContext, ciphers: str) -> None:
+        cert.write_text("")  # as `cp` does at first
+        chosen(context, ciphers)
+
+    monkeypatch.setattr(ssl.SSLContext, "set_ciphers", meanwhile, raising=False)
+    with pytest.raises(SynapError, match=r"tls_cert: .* can't be used"):
+        tls.reload()
+    assert tls.context is before
 
 
 # -------------------------------------------------------------------------------------- elsewhere
