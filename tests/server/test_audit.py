@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
-from synap import SynapClient
+from synap import SynapClient, SynapError
 from synap.engine.engine import Engine
 from synap.host import EngineHost, jobs
 from synap.server import audit as audit_module
@@ -361,14 +361,13 @@ async def test_what_the_disk_refuses_is_not_told_as_done(lane: str, refuses: boo
     disk = Gate()
     host = disk.host = EngineHost(Engine(ids=iter(range(10**9)).__next__), log=disk)
     place = Service(host, ServerConfig(audit_log=str(path)))
-    create = {"queue": "q"}
     items = [{"command": "queue.create", "payload": {"queue": f"{number}"}} for number in range(MANY)]
     async with inside.running(place) as port, http(port) as one, http(port) as other:
         connection = inside.line(place)
         if lane == "native":
-            connection.receive(request(1, "queue.create", **create), request(2, "batch", commands=items))
+            connection.receive(request(1, "queue.create", queue="q"), request(2, "batch", commands=items))
         else:
-            one.ask("POST", "/api/v1/command", {"command": "queue.create", "payload": create})
+            one.ask("POST", "/api/v1/command", {"command": "queue.create", "payload": {"queue": "q"}})
             await until(lambda: len(disk.batches) == 1)
             other.ask("POST", "/api/v1/command", {"type": "batch", "commands": items})
             await until(lambda: len(disk.batches) == 2)
@@ -510,6 +509,19 @@ def test_what_a_full_disk_does_not_take_is_logged_and_the_next_line_stands_alone
         assert len(whole) == (room + 1) // line
         assert len(before) - len(whole) == ((room + 1) % line > 1)
         assert caplog.text.count("can't be written: No space left on device") == 2 - room // line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_that_nobody_reads_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    os.mkfifo(path)
+    with pytest.raises(SynapError, match=r"audit_log: .* can't be written"):
+        Audit(str(path))
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        audit = Audit(str(path))
+        assert os.get_blocking(audit._descriptor), "a reader that is late is waited for"
+        audit.done({}, "backup", "ok")
+        assert b"backup" in reader.read()
 
 
 def test_a_write_that_takes_several_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

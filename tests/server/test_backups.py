@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from synap import SynapClient
-from synap.server.backup import MOST
+from synap.server.backup import MOST, send
+from synap.server.grants import Access
+from synap.server.service import Principal
 from synap.storage import backup
 from tests.helpers.raw import Http, dial, read_all, read_head, wait_for
 from tests.server.conftest import Serve
@@ -99,3 +106,21 @@ def test_a_backup_is_of_the_directory_that_the_engine_s_url_names(serve: Serve, 
     backup.receive([whole.body], str(tmp_path / "received"))
     with SynapClient(url=f"file://{tmp_path / 'received'}") as copy:
         assert copy.kv.get("mine").value == 1
+
+
+async def test_a_backup_for_which_there_is_no_thread_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After four of them there were no backups any more."""
+
+    def refuse(*arguments: object) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    config = SimpleNamespace(data=str(tmp_path), idle_timeout=1.0)
+    service = SimpleNamespace(draining=False, durable=object(), copies=0, audit=None, over=False, config=config)
+    principal = Principal(Access("ops", True), "127.0.0.1", "http")
+    exchange: Any = SimpleNamespace(service=service, admit=lambda: principal, gone=asyncio.Event().wait)
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", refuse)
+    with pytest.raises(RuntimeError):
+        await send(exchange)
+    assert service.copies == 0

@@ -229,6 +229,23 @@ def test_while_it_drains_new_work_is_refused(serve: Serve) -> None:
     stuck.close()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows")
+def test_signals_that_end_no_service_end_no_start(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"  # read in the middle of the start
+    os.mkfifo(keys, 0o600)
+    command = [sys.executable, "-m", "synap", "serve", "--memory", "--port", "0", "--api-key-file", str(keys)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        try:
+            with keys.open("w") as written:
+                for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                    process.send_signal(number)
+                written.write("a-key-of-some-length")
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"listening on ")
+        finally:
+            process.kill()
+
+
 def test_a_second_signal_ends_it_at_once(serve: Serve) -> None:
     server = serve("--drain-timeout", "3600")
     native, stuck = Native(server), stuck_at(server)
@@ -339,6 +356,12 @@ def test_names_in_metrics_are_escaped(serve: Serve) -> None:
     }
     assert depths == {queue: 1}
     http.close()
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=newest", "text/plain; version=1.x"])
+def test_metrics_come_in_the_usual_format_for_who_asks_for_a_version_that_is_no_number(http: Http, accept: str) -> None:
+    answer = http.request("GET", "/metrics", headers={"Accept": accept})
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/plain")
 
 
 def test_openapi_describes_every_command_and_refers_to_what_is_there(http: Http) -> None:

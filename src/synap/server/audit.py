@@ -53,7 +53,9 @@ class Audit:
         if self._path == "-":
             self._descriptor = sys.stderr.fileno()
             return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        for flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):  # a pipe that nobody reads is not waited for
+            flags |= getattr(os, flag, 0)
         try:
             opened = os.open(self._path, flags, 0o600)
         except OSError as error:
@@ -62,6 +64,8 @@ class Audit:
                 f"audit_log: {self._path} can't be written: {error.strerror}",
                 {"option": "audit_log"},
             ) from None
+        if os.name == "posix":
+            os.set_blocking(opened, True)
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = opened

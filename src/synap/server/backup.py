@@ -82,6 +82,8 @@ async def send(exchange: Exchange) -> None:
     finally:
         gone.cancel()
         _tell(service, principal, outcome)
-        with suppress(ValueError):  # a stop: the thread is still at it, and removes the copy once it looks
-            await loop.run_in_executor(None, pieces.close)  # removes the copy
-        service.copies -= 1
+        try:
+            with suppress(ValueError):  # a stop: the thread is still at it, and removes the copy once it looks
+                await loop.run_in_executor(None, pieces.close)  # removes the copy
+        finally:  # also without a thread to be had
+            service.copies -= 1

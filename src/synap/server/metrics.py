@@ -67,7 +67,10 @@ def expose(service: Service, accept: str) -> Steps:
     """Encode all metrics in the format that `accept` prefers, in steps; returns (body, content type)."""
     named = [re.compile(fnmatch.translate(pattern)) for pattern in service.config.metrics_queues]
     stats = yield from service.host.survey(MOST_NAMED, lambda name: any(pattern.match(name) for pattern in named))
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
