@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -487,6 +489,18 @@ def test_a_key_on_the_command_line_warns(serve: Serve) -> None:
     assert service.stop() == 0
     assert "everybody on this machine" in "".join(service.output)
     assert "visible" not in "".join(service.output)
+
+
+def test_a_password_on_the_command_line_warns() -> None:
+    """That of a cluster. A user's name alone is no secret."""
+    command = [sys.executable, "-m", "synap", "serve", "--port", "0", "--engine"]
+    for login, warns in (("me:visible", True), ("me", False)):
+        ended = subprocess.run(
+            [*command, f"valkey://{login}@127.0.0.1:1"], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert ended.returncode
+        assert ("everybody on this machine" in ended.stderr) is warns
+        assert "visible" not in ended.stdout + ended.stderr
 
 
 # -------------------------------------------------------------------------------------- guesses and ids

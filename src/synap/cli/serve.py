@@ -63,6 +63,12 @@ def serve_(config: Optional[str], **options: Any) -> int:
             "give SYNAP_API_KEY, --api-key-file or --keys-file instead",
             err=True,
         )
+    if ":" in (options.get("engine") or "").partition("://")[2].rpartition("@")[0]:
+        click.echo(
+            "synap serve: everybody on this machine can read a password on the command line (ps); "
+            "give SYNAP_ENGINE or --engine-password-file instead",
+            err=True,
+        )
     # Imported late: an invalid option is reported before the server's imports, which take longer.
     with importing():
         from synap.server.run import serve as run
