@@ -305,12 +305,12 @@ class Service:
             entry.write(what, content)
 
     def record_outcomes(self, session: Session, output: list[Output], *, delivered: bool = True) -> None:
-        """Pass outcomes to the audit log, where it waits for them; those not `delivered` yet with the turn's output."""
+        """Pass outcomes to the audit log, where it waits for them. Those not `delivered` yet may wait for the disk."""
         for what, number, content, _ in output:
             if what in (ANSWER, REFUSE) and (session, number) in self.awaited:
                 if self.awaited[session, number].earlier:
                     self.awaited[session, number].earlier -= 1
-                elif delivered:
+                elif delivered or not self.host.holds:
                     self._record(session, number, what, content)
                 else:
                     self._outcomes.tell(what, self.awaited.pop((session, number)), content)
