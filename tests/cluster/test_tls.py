@@ -7,6 +7,7 @@ import os
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,10 @@ async def test_a_cluster_that_speaks_tls_is_checked_and_used(tmp_path: Path) -> 
                     await client.stream.publish("r", "e", 2)
                     assert (await asyncio.wait_for(events.__anext__(), PATIENCE)).data == 2
             trusted = str(CERTIFICATES / "cert.pem")
-            as_for_https: list[dict[str, Any]] = [{"tls_ca": trusted}, {"ssl": ssl.create_default_context(cafile=trusted)}]
+            as_for_https: list[dict[str, Any]] = [
+                {"tls_ca": trusted},
+                {"ssl": ssl.create_default_context(cafile=trusted)},
+            ]
             for own in as_for_https:
                 async with AsyncSynapClient(url=url, engine={"durability": "none"}, **own) as client:
                     await client.kv.set("a", 1)
