@@ -174,6 +174,27 @@ SEEDS = (
         "tests/server/test_audit.py -k slices",
     ),
     Seed(
+        "the audit log says ok of what the disk then refuses",
+        "server/service.py",
+        "elif delivered or not self.host.holds:",
+        "elif True:",
+        "tests/server/test_audit.py -k disk_refuses",
+    ),
+    Seed(
+        "a key for some topics is told how much all others publish",
+        "server/grants.py",
+        "elif command.answer not in _LISTS:",
+        "elif False:",
+        "tests/server/test_keys.py -k opens_what",
+    ),
+    Seed(
+        "an indented comment in a file of keys is a key",
+        "server/keyfile.py",
+        "keys = [line for line in lines if line",
+        "keys = [line.strip() for line in text.splitlines() if line.strip()",
+        "tests/server/test_keys.py -k systemd",
+    ),
+    Seed(
         "the audit log says of what is answered as an earlier request was that it was done",
         "host/engine.py",
         "                    session.repeated(number)\n",
