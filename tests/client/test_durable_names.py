@@ -98,6 +98,6 @@ def test_metrics_tell_how_far_behind_each_name_is() -> None:
         for number in range(5):
             client.stream.publish("room", "n", number)
         client.stream.commit("room", "reader", 1)
-        with urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=PATIENCE) as answer:
             scrape = answer.read().decode()
     assert 'synap_subscription_lag_events{name="reader",room="room"} 3.0' in scrape

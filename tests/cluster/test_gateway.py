@@ -54,7 +54,7 @@ def primaries() -> Iterator[ThrowawayCluster]:
 
 
 def scrape(gateway: ThrowawayServer) -> str:
-    with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=PATIENCE) as answer:
         text: str = answer.read().decode()
     return text
 

@@ -159,8 +159,9 @@ def test_frames_that_do_not_come_end_the_connection(prompt: ThrowawayServer, sen
 
 
 def test_a_native_connection_that_has_said_something_may_be_silent(prompt: ThrowawayServer) -> None:
-    connection, watcher = Native(prompt), Native(prompt)
+    connection = Native(prompt)
     connection.do(1, "kv.exists", key="a")
+    watcher = Native(prompt)
     assert watcher.ended()  # Its time was over, which began later.
     connection.do(2, "kv.exists", key="a")
     connection.close()
@@ -186,7 +187,8 @@ def test_websocket_messages_that_do_not_come_end_the_connection(prompt: Throwawa
 def frames_in_a_websocket(server: ThrowawayServer) -> Iterator[ClientConnection]:
     url = f"ws://127.0.0.1:{server.port}/api/v1/ws"
     greeting = {"Synap-Session": os.urandom(16).hex(), "Synap-Format": "json"}
-    with connect(url, subprotocols=[SUBPROTOCOL], additional_headers=greeting, proxy=None) as carrier:  # type: ignore[list-item]
+    options: Any = {"subprotocols": [SUBPROTOCOL], "proxy": None, "open_timeout": PATIENCE}
+    with connect(url, additional_headers=greeting, **options) as carrier:
         yield carrier
 
 
@@ -201,10 +203,11 @@ def test_frames_that_do_not_come_end_their_websocket_too(prompt: ThrowawayServer
 
 
 def test_a_websocket_of_frames_that_has_said_something_may_be_silent(prompt: ThrowawayServer) -> None:
-    with frames_in_a_websocket(prompt) as carrier, frames_in_a_websocket(prompt) as watcher:
+    with frames_in_a_websocket(prompt) as carrier:
         carrier.send(request(1, "kv.exists", key="a"))
         assert b'"exists":false' in carrier.recv(PATIENCE, decode=False)
-        watcher.recv(PATIENCE)  # Its time was over, which began later.
+        with frames_in_a_websocket(prompt) as watcher:
+            watcher.recv(PATIENCE)  # Its time was over, which began later.
         carrier.send(request(2, "kv.exists", key="a"))
         assert b'"exists":false' in carrier.recv(PATIENCE, decode=False)
 

@@ -15,6 +15,7 @@ import pytest
 from synap import SynapClient
 from synap.errors import SynapError
 from synap.testing.server import ThrowawayServer
+from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import wait_for
 from tests.helpers.small_disk import SmallDisk, small_disk
 
@@ -36,7 +37,7 @@ def server(small_disk: SmallDisk) -> Iterator[ThrowawayServer]:
 
 @pytest.fixture
 def client(server: ThrowawayServer) -> Iterator[SynapClient]:
-    with SynapClient(url=server.url, retries=0, timeout=20) as client:
+    with SynapClient(url=server.url, retries=0, timeout=PATIENCE) as client:
         yield client
 
 
@@ -67,7 +68,7 @@ def fill(client: SynapClient, disk: SmallDisk, *, keys: bool = False) -> int:
 
 def health(server: ThrowawayServer) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(server.url + "/health", timeout=20) as answer:
+        with urllib.request.urlopen(server.url + "/health", timeout=PATIENCE) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -181,17 +182,17 @@ def test_killed_on_a_full_disk_it_starts_reads_and_makes_room(
     taken = fill(client, small_disk)
     for _ in range(2):
         server.restart()
-        with SynapClient(url=server.url, retries=0, timeout=20) as again:
+        with SynapClient(url=server.url, retries=0, timeout=PATIENCE) as again:
             assert again.kv.get("kept").value == 1
             assert again.queue.stats("q").depth == taken
             assert [one["number"] for one in (m.message for m in again.queue.peek("q").messages)][:3] == [0, 1, 2]
-    with SynapClient(url=server.url, retries=0, timeout=20) as again:
+    with SynapClient(url=server.url, retries=0, timeout=PATIENCE) as again:
         short(again)
         again.queue.purge("q")
         roomy(server)
         again.kv.set("after", 1)
         server.restart()
-    with SynapClient(url=server.url, retries=0, timeout=20) as again:
+    with SynapClient(url=server.url, retries=0, timeout=PATIENCE) as again:
         assert (again.kv.get("kept").value, again.kv.get("after").value) == (1, 1)
         assert again.queue.stats("q").depth == 0
 
@@ -209,7 +210,7 @@ def test_without_the_reserve_it_starts_for_reading_once_there_is_a_little_space(
             server.start()
     small_disk.resize(small_disk.used() + 80 * 1024)
     server.start()
-    with SynapClient(url=server.url, retries=0, timeout=20) as again:
+    with SynapClient(url=server.url, retries=0, timeout=PATIENCE) as again:
         assert again.kv.get("kept").value == 1
         assert health(server)[0] == 503
         with pytest.raises(SynapError, match="disk is full"):

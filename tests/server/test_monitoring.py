@@ -19,6 +19,7 @@ from synap import SynapClient, SynapError
 from synap.server import app
 from synap.testing.server import ThrowawayServer
 from tests.helpers.inside import running, service
+from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import dial, read_all
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         client.kv.set("key", 1, ttl=100)
         with pytest.raises(SynapError):
             client.queue.stats("nowhere")
-        with urllib.request.urlopen(f"{service.url}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"{service.url}/metrics", timeout=PATIENCE) as answer:
             text = answer.read().decode()
     return {re.split(r"[ {]", line, maxsplit=1)[0] for line in text.splitlines() if line and not line.startswith("#")}
 

@@ -28,8 +28,8 @@ class Condition:
         self._judged = judged
         self._calls: List[Call] = []
         self._running: Optional[Running] = None
-        self._told: Dict[Optional[Address], str] = {}
-        """Those whose trouble was logged, and why."""
+        self._told: Dict[Optional[Address], List[str]] = {}
+        """Those whose trouble was logged, and each reason that was."""
 
     @property
     def under_way(self) -> int:
@@ -55,15 +55,16 @@ class Condition:
             try:
                 await call
             except (SynapError, Refused) as error:
-                why[owner] = str(error)
+                why[owner] = f"{owner}: {error}" if owner else str(error)
         self._note(why, len(calls))
 
     def _note(self, why: Dict[Optional[Address], str], of: int) -> None:
         for address, text in why.items():
-            if address not in self._told:
-                self._told[address] = f"{address}: {text}" if address else text
-                log.warning("writes to a part of the cluster fail: %s", self._told[address])
+            told = self._told.setdefault(address, [])
+            if text not in told:
+                told.append(text)
+                log.warning("writes to a part of the cluster fail: %s", text)
         for address in [address for address in self._told if address not in why]:
-            log.warning("writes to that part of the cluster work again (%s)", self._told.pop(address))
+            log.warning("writes to that part of the cluster work again (%s)", self._told.pop(address)[-1])
         text = f"{len(why)} of the cluster's {of} primaries can't take writes; the service's log says why"
         self._judged(unavailable(text) if why else None, len(why) < of)

@@ -89,7 +89,7 @@ def test_certificates_that_are_not_good_let_nobody_in(
     with SynapClient(url=knowing.url, ssl=context, retries=0, timeout=PATIENCE) as client:
         with pytest.raises(synap.ConnectionError, match="if the service asks for certificates"):
             client.kv.get("orders:1")
-    assert any("INFO the TLS handshake of 127.0.0.1 failed: " in line for line in knowing.output)
+    wait_for(lambda: "INFO the TLS handshake of 127.0.0.1 failed: " in "".join(knowing.output))
     assert ask(knowing, authority.context(authority.sign("ops"))).startswith(b"HTTP/1.1 200 ")
 
 
