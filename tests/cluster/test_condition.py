@@ -108,8 +108,8 @@ def test_each_reason_of_a_node_s_trouble_is_logged_once(caplog: pytest.LogCaptur
     told: List[Any] = []
     condition = Condition(cast(Link, None), lambda trouble, others: told.append((trouble is not None, others)))
     node = Address("127.0.0.1", 1)
-    for why in ({node: "slow"}, {node: "refuses"}, {node: "slow"}, {}, {node: "slow"}):
-        condition._note(why, 2)
+    for text in ("slow", "refuses", "slow", "", "slow"):
+        condition._note({node: text} if text else {}, 2)
     fails, again = "writes to a part of the cluster fail: ", "writes to that part of the cluster work again "
     assert caplog.messages == [f"{fails}slow", f"{fails}refuses", f"{again}(refuses)", f"{fails}slow"]
     assert told == [(True, True)] * 3 + [(False, True)] + [(True, True)]
