@@ -26,6 +26,16 @@ PINGS = b"".join(frame(Kind.PING, number) for number in range(1, 4001))
 Begin = Callable[[ThrowawayServer], socket.socket]
 
 
+def narrow(server: ThrowawayServer) -> socket.socket:
+    """Connect as over a network, where the system holds less that is unread than on one machine: it is full soon."""
+    connection = socket.socket()
+    connection.settimeout(PATIENCE)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    connection.connect(("127.0.0.1", server.port))
+    return connection
+
+
 def websocket(server: ThrowawayServer, more: bytes = b"") -> socket.socket:
     connection = dial(server)
     connection.sendall(UPGRADE + more + b"\r\n")
@@ -50,7 +60,7 @@ FLOODS: Dict[str, Tuple[Begin, bytes]] = {
     "native": (lambda server: Native(server).socket, PINGS),
     "native over a WebSocket": (inside, masked(2, PINGS)),
     "WebSocket": (websocket, masked(9, b"x" * 125) * 500),
-    "HTTP": (dial, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200),
+    "HTTP": (narrow, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200),
 }
 """How each lane begins, and what is sent on it again and again; each asks for an answer."""
 EMPTY = {"WebSocket, empty": (websocket, masked(9, b"") * 5000)}
@@ -185,7 +195,7 @@ def test_ten_who_pipeline_without_reading_together_hold_little(impatient: Throwa
 
 def test_who_pipelines_behind_a_request_that_waits_holds_little(impatient: ThrowawayServer, others: Others) -> None:
     before = most = memory(impatient)
-    connection = dial(impatient)
+    connection = narrow(impatient)
     for timeout in (0.5, 2 * PATIENCE):  # the first is answered once the pipeline is full, and then the second reads on
         body = json.dumps({"command": "queue.consume", "payload": {"queue": "waits", "timeout": timeout}}).encode()
         head = "POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
