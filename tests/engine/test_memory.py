@@ -67,6 +67,7 @@ def test_headers_and_metadata_count_as_what_they_take(letter: str) -> None:
         for number in range(100):
             world(c.QueuePublish("q", X, headers={f"{number}": letter * (3000 + number)}))
             world(c.StreamPublish("r", "e", X, {f"{number}": letter * (2000 + number)}))
+        gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -79,6 +80,7 @@ def test_patterns_of_many_words_count_as_what_they_take() -> None:
     tracemalloc.start()
     try:
         subscribed = world(c.PubSubSubscribe(patterns), client)
+        gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -98,6 +100,7 @@ def test_who_waits_on_many_queues_counts_as_what_that_takes() -> None:
     try:
         for number in range(200):
             world(waits, client, number)
+        gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
