@@ -37,6 +37,7 @@ HELD: Dict[str, str] = {
     "::test_each_of_those_that_consume_in_one_turn_gets_one_whatever_the_others_got",
     "`kv.scan`": "cluster/test_partly.py::test_a_scan_gives_each_key_once_in_order_within_a_partition",
     "`kv.clear`": "conformance/test_kv.py::test_what_is_stored_while_it_is_cleared_stays",
+    "leases and delays that end": "cluster/test_partly.py::test_what_is_due_waits_for_who_asks_for_it",
     "`from_offset` of a subscription, beyond the newest event": "cluster/test_partly.py"
     "::test_who_goes_on_behind_events_that_are_not_there_is_told",
     "`subscribers_notified`, `consumers`": "cluster/test_partly.py"
@@ -413,6 +414,36 @@ async def test_a_delay_counts_as_age_once_its_message_was_leased(client: AsyncSy
     assert message is not None
     await client.queue.nack("q", message.message_id)
     assert ((await client.queue.stats("q")).oldest_message_age_secs or 0) >= 0.5
+
+
+async def outlast_a_lease(client: AsyncSynapClient, queue: str) -> None:
+    message = await client.queue.consume(queue, timeout=PATIENCE, ack_deadline=0.05)
+    assert message is not None
+    while time.time() < message.deadline + 0.01:
+        await asyncio.sleep(0.005)
+
+
+async def test_what_is_due_waits_for_who_asks_for_it(client: AsyncSynapClient, only_what_is_asked: None) -> None:
+    await client.queue.create("q", max_retries=0, max_depth=1)
+    await client.queue.publish("q", 1)
+    await outlast_a_lease(client, "q")
+    with pytest.raises(SynapError, match="QUEUE_FULL"):
+        await client.queue.publish("q", 2)
+    assert (await client.queue.stats("q")).dead_lettered_total == 1
+    await client.queue.publish("q", 2)
+
+
+async def test_who_looks_at_a_queue_or_puts_back_sees_what_is_due(
+    client: AsyncSynapClient, only_what_is_asked: None
+) -> None:
+    await client.queue.create("q", max_retries=0)
+    await client.queue.publish("q", 1)
+    await outlast_a_lease(client, "q")
+    assert [one.message for one in (await client.queue.peek("q.dlq")).messages] == [1]
+    await outlast_a_lease(client, "q.dlq")
+    assert [one.retry_count for one in (await client.queue.peek("q.dlq")).messages] == [1]
+    await outlast_a_lease(client, "q.dlq")
+    assert await client.queue.redrive("q") == 1
 
 
 async def test_who_goes_on_behind_events_that_are_not_there_is_told(client: AsyncSynapClient) -> None:

@@ -120,8 +120,14 @@ class Queues(Facility):
         """Process what is due in a queue."""
         return self.tend("syn_q_settle", queue)
 
+    def _settle_before(self, *queues: str) -> None:
+        """Have what is due in queues processed before what is asked of them next; not in an atomic batch."""
+        for queue in () if self.link.recording else queues:
+            self.settle(queue)
+
     async def peek(self, p: c.QueuePeek, request: Request) -> c.PeekAnswer:
         """List messages without leasing them."""
+        self._settle_before(*([p.queue[: -len(SUFFIX)]] if p.queue.endswith(SUFFIX) else ()), p.queue)
         partition = self.places.partition(p.queue)
         keys = self.places.queue(partition, (b"qh", b"qb", STATES[p.state]), p.queue)
         after = b"" if p.after is None else id_text(p.after)
@@ -180,8 +186,7 @@ class Queues(Facility):
         return c.SuccessAnswer()
 
     async def redrive(self, p: c.QueueRedrive, request: Request) -> c.RedrivenAnswer:
-        if not self.link.recording:
-            await self.settle(p.queue)
+        self._settle_before(p.queue, p.queue + SUFFIX)
         left = 10**9 if p.limit is None else p.limit
         named = None if p.message_ids is None else [text.encode() for text in dict.fromkeys(p.message_ids)]
         total = number = 0
