@@ -212,6 +212,25 @@ def test_clients_are_listed_with_what_they_wait_for(websocket: Open, client: Syn
     assert find(lambda one: one["lane"] == "native")["session"]
 
 
+def test_a_request_over_http_is_listed_with_what_it_waits_for(http: Http, server: ThrowawayServer) -> None:
+    queue = name()
+    with closing(socket.create_connection(("127.0.0.1", server.port), PATIENCE)) as connection:
+        body = json.dumps({"command": "queue.consume", "payload": {"queue": queue, "timeout": PATIENCE}})
+        head = "POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+
+        def clients() -> list[Any]:
+            return list(http.do("admin.clients").payload["clients"])
+
+        while not (waiting := [one for one in clients() if queue in one["waits"]]):
+            pass
+        assert (waiting[0]["lane"], waiting[0]["you"]) == ("http", False)
+        assert waiting[0]["address"] == "{}:{}".format(*connection.getsockname())
+        assert [one["waits"] for one in clients() if one["you"]] == [[]]
+        http.do("queue.publish", queue=queue, message=1)
+        assert b"200" in connection.makefile("rb").readline()
+
+
 def test_clients_come_in_pages(websocket: Open) -> None:
     others = [websocket() for _ in range(3)]
     first = call(others[0], "admin.clients", limit=2)

@@ -110,6 +110,7 @@ class App:
                 )
             finally:
                 exchange.release()
+                exchange.executes(None)
                 if logged is not None:
                     logged.done(exchange.caller)
         elif kind == "websocket":
@@ -146,6 +147,7 @@ class App:
         exchange.admit_again(principal)
         identity = identify(request_id, body, service.key_name(principal.access))
         call = SingleRequest(service, wire.codec, identity, exchange.wire.codec.format)
+        exchange.executes(call)
         done = exchange.headers.get(b"synap-done")
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))

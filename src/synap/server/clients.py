@@ -19,6 +19,8 @@ _numbers = itertools.count(1)
 
 SUBSCRIBERS = "subscribers"
 """The key in an HTTP connection's state for the list of sessions with subscriptions over it."""
+UNDER_WAY = "under_way"
+"""The key there for a list with the request that is being executed."""
 RECEIVED = "received"
 """The key in a connection's state for what counts bytes that it received and holds."""
 ABORT = "abort"
@@ -84,8 +86,8 @@ def waits(service: Service) -> dict[Any, list[str]]:
 
 
 def parts_of(one: Any) -> list[Any]:
-    """Return the sessions of a connection: its own, and of a WebSocket its requests'."""
-    return [one, *getattr(one, "under_way", ())]
+    """Return the sessions of a connection: its own, and of HTTP or a WebSocket its requests'."""
+    return [one, *getattr(one, "under_way", getattr(one, "app_state", {}).get(UNDER_WAY, ()))]
 
 
 def queues_of(one: Any, waiting: dict[Any, list[str]]) -> list[str]:

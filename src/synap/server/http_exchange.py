@@ -16,7 +16,7 @@ from synap.host import Session
 from synap.host.jobs import crowded
 from synap.server.apart import Encoded
 from synap.server.auth import gone, signed_out
-from synap.server.clients import ABORT, ADMITTED, SUBSCRIBERS, Visit
+from synap.server.clients import ABORT, ADMITTED, SUBSCRIBERS, UNDER_WAY, Visit
 from synap.server.console.sessions import ConsoleSession
 from synap.server.preparation import growth
 from synap.server.rates import Bucket
@@ -52,8 +52,8 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_held", "_read", "_sends", "bucket", "caller", "console_session", "cut", "gave_up", "headers", "receive",
-        "scope", "send", "service", "wire",
+        "_held", "_read", "_request", "_sends", "bucket", "caller", "console_session", "cut", "gave_up", "headers",
+        "receive", "scope", "send", "service", "wire",
     )  # fmt: skip
 
     def __init__(self, service: Service, scope: Any, receive: Receive, send: Send) -> None:
@@ -69,6 +69,8 @@ class Exchange:
         """The name of the caller's key, once it was admitted."""
         self.gave_up = False
         """Whether the rest of the body is no longer waited for, so that the connection ends with the response."""
+        self._request: Session | None = None
+        """The request that is being executed."""
         self._held: list[bytes] = []
         """The received pieces of an incomplete body."""
         self._sends = False
@@ -137,6 +139,15 @@ class Exchange:
             yield
         finally:
             session.on_end.discard(end)
+
+    def executes(self, request: Session | None) -> None:
+        """Have the connection listed with what `request` waits for; with None, no longer."""
+        under_way: list[Session | None] = self.scope.get("state", {}).get(UNDER_WAY, [])
+        if self._request in under_way:
+            under_way.remove(self._request)
+        self._request = request
+        if request is not None:
+            under_way.append(request)
 
     @contextmanager
     def pushes_to(self, session: Session) -> Iterator[None]:

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.clients import ADMITTED, FAILED, RECEIVED, SUBSCRIBERS
+from synap.server.clients import ADMITTED, FAILED, RECEIVED, SUBSCRIBERS, UNDER_WAY
 from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
@@ -201,6 +201,7 @@ def http(opening: Sniffer, data: bytes) -> Taken | None:
         **opening.app_state,
         PATIENCE: opening.service.config.handshake_timeout,
         SUBSCRIBERS: [],
+        UNDER_WAY: [],
         RECEIVED: opening.service.transit.add,
         ADMITTED: opening.admitted,
         FAILED: opening.service.host.count_error,
