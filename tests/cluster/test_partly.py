@@ -12,7 +12,7 @@ from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Tuple
 import pytest
 from pytest_asyncio import fixture as async_fixture
 
-from synap import AsyncSynapClient, EventsLostError, SynapError
+from synap import AsyncSynapClient, EventsLostError, QueueNotFoundError, SynapError
 from synap import commands as c
 from synap.cluster import batches, functions, host, keys, rooms
 from synap.cluster.facility import Facility
@@ -397,6 +397,24 @@ async def test_a_pipeline_is_executed_in_order_within_a_partition(client: AsyncS
             pipeline.kv.incr("{t}k")
     assert [len(page.result().messages) for page in peeked] == list(range(1, 41))
     assert [found.result().value for found in seen] == list(range(40))
+
+
+async def test_what_is_asked_of_dead_letters_keeps_its_place(client: AsyncSynapClient) -> None:
+    """What is due in their queue is settled before, in which nothing overtakes."""
+    await client.queue.create("q")
+    async with client.pipeline() as pipeline:
+        stats = pipeline.queue.stats("q.dlq")
+        pipeline.queue.publish("q.dlq", 1)
+    with pytest.raises(QueueNotFoundError):
+        stats.result()
+    await client.queue.purge("q.dlq")
+    async with client.pipeline() as pipeline:
+        redriven = pipeline.queue.redrive("q")
+        pipeline.queue.publish("q.dlq", 1)
+    assert redriven.result() == 0
+    await client.queue.purge("q.dlq")
+    taken, _ = await asyncio.gather(client.queue.consume("q.dlq"), client.queue.publish("q.dlq", 1))
+    assert taken is None
 
 
 async def test_no_limit_stops_new_queues_and_rooms(one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch) -> None:

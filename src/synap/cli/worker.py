@@ -57,7 +57,7 @@ def worker(
         check_reload()
     if connection.given - {"--url", "--api-key"}:
         raise usage(
-            "a worker takes all but --url and --api-key from its own client: AsyncSynapClient(tls_ca=…, timeout=…)"
+            "a worker takes all but --url and --api-key from its own client: AsyncSynapClient(tls_ca=…, engine={…})"
         )
     connection.check(connection.place)
     if connection.url is not None:

@@ -106,9 +106,7 @@ class Queues(Facility):
     async def stats(self, p: c.QueueStats, request: Request) -> c.QueueStatsAnswer:
         queue = p.queue
         if queue.endswith(SUFFIX):
-            settling = self.settle(queue[: -len(SUFFIX)])
-            if not self.link.recording:  # an atomic batch sends both together
-                await settling
+            self.settle(queue[: -len(SUFFIX)])
         try:
             got = await self.tend("syn_q_stats", queue)
         except Refused:

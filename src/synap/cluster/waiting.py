@@ -146,7 +146,7 @@ class Consumers:
         for queue in queues:
             check_name("queue", queue)
             if queue.endswith(SUFFIX):
-                await self.queues.settle(queue[: -len(SUFFIX)])
+                self.queues.settle(queue[: -len(SUFFIX)])
         if held:  # what the request itself may be refused for is behind it
             await self._settle(held, request)
         with _after(bool(held)):

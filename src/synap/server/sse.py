@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
-from synap.errors import SynapError
+from synap.errors import SynapError, invalid
 from synap.server.grants import Access
 from synap.server.http_exchange import Exchange
 from synap.server.queued_session import QueuedSession
@@ -146,5 +146,5 @@ def _payload(exchange: Exchange) -> Any:
 
 def _offset(name: str, text: str) -> int:
     if not _WHOLE.fullmatch(text):  # `int` takes more: signs, underscores, white space, digits of all scripts
-        raise SynapError("INVALID_PAYLOAD", f"{name} must be a whole number, got {text[:40]!r}")
+        raise invalid(name, "a whole number", text[:40])
     return int(text)
