@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Tuple
 from unittest.mock import patch
 
 import pytest
@@ -249,6 +249,35 @@ def test_a_program_that_ends_without_closing_ends_at_once_and_says_nothing(tmp_p
         file.kv.set("key", 1)
         print("done")
     """
+    assert run_program(program) == (0, "done\n", "")
+
+
+def test_an_async_client_can_be_closed_as_the_interpreter_ends(tmp_path: Path) -> None:
+    """That of a directory too, though no thread can be started then. A subscription that ended before says nothing."""
+    program = f"""
+        import asyncio, atexit
+        from synap import AsyncSynapClient
+
+        client = AsyncSynapClient(url="file://{tmp_path}/data")
+
+        def close():
+            asyncio.run(client.close())
+            print("closed")
+
+        async def main():
+            await client.stream.subscribe("room", print)
+            await client.kv.set("key", 1)
+
+        atexit.register(close)
+        asyncio.run(main())
+    """
+    assert run_program(program) == (0, "closed\n", "")
+    with SynapClient(url=f"file://{tmp_path}/data") as client:
+        assert client.kv.get("key").value == 1
+
+
+def run_program(program: str) -> Tuple[int, str, str]:
+    """Run a program of its own; returns how it ended, and what it wrote."""
     root = str(Path(synap.__file__).parent.parent)
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -258,7 +287,7 @@ def test_a_program_that_ends_without_closing_ends_at_once_and_says_nothing(tmp_p
         timeout=PATIENCE,
         check=False,
     )
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
+    return ran.returncode, ran.stdout, ran.stderr
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no such signal")

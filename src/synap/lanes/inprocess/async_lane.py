@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from itertools import count
 from time import monotonic
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from msgspec import Struct
 
@@ -97,7 +97,7 @@ class AsyncLocalLane(AsyncLane):
                 raise
         attachment = self._here()
         if attachment is not None or self.closed:  # another task was faster, or `close()`
-            await asyncio.shield(loop.run_in_executor(None, leave, local))
+            await _on_a_thread(leave, local)
             if attachment is None:
                 raise client_closed()
             return attachment
@@ -201,7 +201,7 @@ class AsyncLocalLane(AsyncLane):
         self._pushed.clear()
         for attachment in attachments:
             if attachment.local.durable:  # waits for the disk. Cancelled in the queue, it would never run
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, attachment.leave))
+                await _on_a_thread(attachment.leave)
             else:
                 attachment.leave()
             self.disconnected("the client was closed")
@@ -215,7 +215,21 @@ class AsyncLocalLane(AsyncLane):
             self._attachment = None
 
 
+async def _on_a_thread(function: Callable[..., None], *arguments: Any) -> None:
+    """Run a function to its end on a thread, where one can be started: not while the interpreter ends."""
+    try:
+        running = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    except RuntimeError:
+        function(*arguments)
+    else:
+        await asyncio.shield(running)
+
+
 def _leave_again(entering: asyncio.Future[LocalHost]) -> None:
     """Leave an engine whose opening was abandoned. That waits for the disk, and the loop's executor may have ended."""
     if not entering.cancelled() and entering.exception() is None:
-        threading.Thread(target=leave, args=(entering.result(),), name="synap-leave").start()
+        thread = threading.Thread(target=leave, args=(entering.result(),), name="synap-leave")
+        try:
+            thread.start()
+        except RuntimeError:  # there are as many as there may be, or the interpreter ends
+            thread.run()
