@@ -102,3 +102,24 @@ async def test_a_batch_whose_caller_leaves_while_it_is_decoded_is_not_done(
     host.execute(other, 1, c.BATCH, batch(*[("kv.get", {"key": "{t}k"}, None)] * 40), decoded=True)
     assert not any(outcome.payload.found for outcome in await answered(told))
     assert [who for who, *_ in told] == [other]
+
+
+@pytest.mark.parametrize(
+    "first", [[("kv.set", {"key": "{t}k", "value": 0}, None)] * 250, [("queue.redrive", {"queue": "{t}q"}, None)]]
+)
+async def test_what_is_sent_behind_a_batch_is_done_behind_all_of_it(host: ClusterHost, first: List[Any]) -> None:
+    """A hundred commands are under way at once; what came behind the batch overtook the rest of them."""
+    told: List[Any] = []
+    writer, other = Noted(host, told, "s" * 32), Noted(host, told)
+    host.execute(writer, 1, c.BATCH, batch(*first, ("kv.set", {"key": "{t}k", "value": 1}, None)), decoded=True)
+    assert (host.busy, host.working_for(writer), host.working_for(other)) == (True, True, False)
+    while host.working_for(writer):
+        await asyncio.sleep(0)
+    host.execute(writer, 2, c.KV_SET, b'{"key":"{t}k","value":2}')
+    while len(told) < 2:
+        await asyncio.sleep(0.001)
+    host.execute(writer, 3, c.KV_GET, b'{"key":"{t}k"}')
+    while len(told) < 3:
+        await asyncio.sleep(0.001)
+    assert bytes(told[2][3].value) == b"2"
+    assert (host.busy, writer.went_on > 0) == (False, True)

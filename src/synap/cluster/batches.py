@@ -31,11 +31,16 @@ Item = Tuple[Optional[c.Command], Any]
 
 
 async def run_each(
-    items: List[Item], requests: List[Request], execute: Execute, count_error: Callable[[str], None]
+    items: List[Item],
+    requests: List[Request],
+    execute: Execute,
+    count_error: Callable[[str], None],
+    hold: Callable[[bool], None],
 ) -> c.BatchAnswer:
     """Execute commands, in order within each partition; results come in order. One failing does not stop the rest.
 
-    Commands of several steps wait for those before them, and those behind wait for them.
+    Commands of several steps wait for those before them, and those behind wait for them, as does what the caller sent
+    after the batch: `hold` is called when that has to wait, and once all is sent.
     """
     outcomes: List[c.BatchOutcome] = []
     under_way: List[Pending] = []
@@ -54,6 +59,7 @@ async def run_each(
     for (command, payload), request in zip(items, requests):
         refused = payload if command is None else None
         if command is not None and (command.stepwise or len(under_way) >= (SLICE if outcomes else FIRST)):
+            hold(True)
             await gather()
         if measured.passed and refused is None:
             refused = measured.too_large("before this one", "this command was not executed")
@@ -65,7 +71,9 @@ async def run_each(
             continue
         under_way.append(Running(_run(execute, command, payload, request)).start())
         if command.stepwise:
+            hold(True)
             await gather()
+    hold(False)
     await gather()
     return c.BatchAnswer(outcomes)
 

@@ -7,7 +7,8 @@ from typing import Any, List, Sequence
 from synap.cluster.calls import Call, Refused
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.running import Pending
+from synap.cluster.running import Pending, in_slices
+from synap.engine.callers import in_order
 from synap.errors import SynapError
 
 
@@ -57,7 +58,9 @@ class Facility:
         """List what a set in each partition holds, in order. `command`: that which asks for it."""
         self.alone(command)
         calls = [self.link.command(q, "SMEMBERS", base + kind) for q, base in enumerate(self.places.bases)]
-        return sorted(name.decode() for names in await self.all(calls) for name in names)
+        found = [name.decode() for names in await self.all(calls) for name in names]
+        ordered: List[str] = await in_slices(in_order(found), self.link.soon)
+        return ordered
 
     def alone(self, name: str) -> None:
         """Refuse a command in an atomic batch that looks beyond one partition, or asks more than once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Coroutine, Dict, List, Optional
 
 from msgspec import structs
 
@@ -11,7 +11,7 @@ from synap.cluster.calls import Refused
 from synap.cluster.checks import NodeState, dotted, inspect_node
 from synap.cluster.facilities import Facilities
 from synap.cluster.link import Link
-from synap.cluster.running import Running
+from synap.cluster.running import Running, begin_each
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 
@@ -82,9 +82,9 @@ class Collector:
         request: Any = None
         queues = (await own.queues.list(c.QueueList(), request)).queues[:MOST]
         rooms = (await own.rooms.rooms(c.StreamRooms(), request)).rooms[:MOST]
-        stats = {name: Running(own.queues.stats(c.QueueStats(name), request)).start() for name in queues}
-        lags = {name: Running(own.rooms.cursors(c.StreamCursors(name), request)).start() for name in rooms}
-        views = {name: Running(own.rooms.stats(c.StreamStats(name), request)).start() for name in rooms}
+        stats = await self._ask_each(queues, lambda name: own.queues.stats(c.QueueStats(name), request))
+        lags = await self._ask_each(rooms, lambda name: own.rooms.cursors(c.StreamCursors(name), request))
+        views = await self._ask_each(rooms, lambda name: own.rooms.stats(c.StreamStats(name), request))
         found: Dict[str, Any] = {"keys": 0, "keys_expiring": 0, "queues": {}, "rooms": {}}
         for call in keys:
             found["keys"] += await call
@@ -110,6 +110,10 @@ class Collector:
                 "lag": {cursor.name: cursor.lag for cursor in cursors},
             }
         self._collected.update(found)
+
+    async def _ask_each(self, names: List[str], ask: Callable[[str], Coroutine[Any, Any, Any]]) -> Dict[str, Running]:
+        """Ask for figures of each name; returns what is under way."""
+        return dict(zip(names, await begin_each(lambda name: Running(ask(name)).start(), names, self.link.soon)))
 
     async def _inspect_nodes(self) -> None:
         states = []

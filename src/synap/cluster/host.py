@@ -100,6 +100,8 @@ class ClusterHost(Host):
         connection."""
         self._decoding: Dict[Session, Number] = {}
         """Callers whose large requests, or the commands of whose batches, are being decoded, each by one's number."""
+        self._holding: Dict[Session, set[Number]] = {}
+        """Requests that what their callers sent after them waits for, since a part of them is still to be sent."""
         self._delivered: OrderedDict[Key, List[Delivery]] = OrderedDict()
         self._delivered_count = 0
         self._closed = False
@@ -172,7 +174,8 @@ class ClusterHost(Host):
         self.unavailable, self.partial = trouble, partial
 
     def _renew(self) -> None:
-        self.facilities.rooms.look_again()
+        rooms = self.facilities.rooms
+        rooms.look_again(list(rooms.followed))
         Running(self.facilities.topics.alive()).start()
 
     # ------------------------------------------------------------------------------------------ requests
@@ -201,6 +204,8 @@ class ClusterHost(Host):
             if request.order is not None:
                 self._flush_earlier(command, payload, request)
             running = self._start(session, number, command, payload, request)
+            if self.facilities.topics.unsent and (command is c.PUBSUB_PUBLISH or command.bundle):
+                self._hold(session, number, True)
         except SynapError as error:
             self.count_error(error.code)
             session.refuse(number, error)
@@ -272,10 +277,22 @@ class ClusterHost(Host):
 
     def _decoded(self, session: Session) -> None:
         del self._decoding[session]
-        self.busy = bool(self._decoding)
+        self.busy = bool(self._decoding or self._holding)
+
+    def _hold(self, session: Session, number: Number, hold: bool) -> None:
+        """Have what a caller sends after a request wait, or no longer. In this process it comes in no order."""
+        if hold and not self.direct:
+            self._holding.setdefault(session, set()).add(number)
+            self.busy = True
+        elif number in self._holding.get(session, ()):
+            self._holding[session].discard(number)
+            if not self._holding[session]:
+                del self._holding[session]
+            self.busy = bool(self._decoding or self._holding)
+            self.link.soon(session.go_on)
 
     def working_for(self, session: Session) -> bool:
-        return session in self._decoding
+        return session in self._decoding or session in self._holding
 
     def _check_number(self, session: Session, number: Number) -> None:
         """Raise where a request of the caller with this number is under way."""
@@ -305,6 +322,8 @@ class ClusterHost(Host):
     ) -> None:
         if command.waits or command.pushes:
             self._forget(session, number)
+        elif self._holding:
+            self._hold(session, number, False)
         error = running.error
         if request.touched and not (isinstance(error, SynapError) and error.may_have_happened):
             self.memory.answered(session.session, number, request)
@@ -388,7 +407,8 @@ class ClusterHost(Host):
                 part = request.piece(place)
                 part.order = part.order or request
             requests.append(part)
-        answer = await run_each(items, requests, functools.partial(self._execute_item, session), self.count_error)
+        execute, hold = functools.partial(self._execute_item, session), functools.partial(self._hold, session, number)
+        answer = await run_each(items, requests, execute, self.count_error, hold)
         if numbered:
             for item, part, outcome in zip(batch.commands, requests, answer.results):
                 if outcome.error is None or UNCERTAIN not in outcome.error.details:
@@ -488,10 +508,10 @@ class ClusterHost(Host):
             number = self._decoding[session]
             self._decoded(session)
             session.dropped(number)
-        with self.consumers.together():
-            for number in list(session.waiting):
-                for waits in self._forget(session, number):
-                    waits.running.cancel()
+        left = [waits.running for number in list(session.waiting) for waits in self._forget(session, number)]
+        for running in left:
+            running.abandon()
+        Running(in_slices(self.consumers.cancel(left), self.link.soon)).start()
         for subscription_id in list(session.subscriptions):
             self.unsubscribe(session, subscription_id)
         self.memory.leave(session.session)
@@ -510,7 +530,7 @@ class ClusterHost(Host):
         return self.link.stalled
 
     def settled(self) -> bool:
-        return not (self.touched or self._decoding) and self.link.calls == self.condition.under_way
+        return not (self.touched or self._decoding or self._holding) and self.link.calls == self.condition.under_way
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
         for waits in chain.from_iterable(list(self._under_way.values())):
@@ -532,11 +552,8 @@ class ClusterHost(Host):
 
     def _gap(self, channels: List[bytes]) -> None:
         """Read what may have been missed while channels were lost."""
-        for channel in channels:
-            _, _, rest = channel.partition(b"}:")
-            kind, _, name = rest.partition(b":")
-            if kind == b"ss":
-                self.facilities.rooms.look_again(name.decode())
+        kinds = [channel.partition(b"}:")[2].partition(b":") for channel in channels]
+        self.facilities.rooms.look_again([name.decode() for kind, _, name in kinds if kind == b"ss"])
         self.consumers.look_again(set(channels))
 
     # ------------------------------------------------------------------------------------------ figures

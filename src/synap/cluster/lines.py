@@ -88,12 +88,11 @@ class Line:
                 answers, inc, due = await consumers.take(
                     self.queue,
                     [Wanted(waiter.requests[self.queue], waiter.own) for waiter in some],
-                    len(self.waiters),
+                    len(present),
                     known=known,
                 )
             except (SynapError, Refused) as error:
                 for waiter in some:
-                    self.leave(waiter)
                     waiter.result.finish(error=error)
                 break  # the others ask again later: the hint that this may have answered does not come again
             for waiter, deliveries in zip(some, answers):
@@ -129,14 +128,16 @@ class Line:
 
         self._forget_timer = self.consumers.link.later(delay, ring)
 
-    def leave(self, waiter: Waiter) -> None:
-        """Remove a waiter from the line. Where a call served it, that call has told the queue already."""
+    def leave(self, waiter: Waiter) -> bool:
+        """Remove a waiter from the line; returns whether the queue is to be told.
+
+        Where a call served it, that call has told the queue already.
+        """
         if waiter not in self.waiters:
-            return
+            return False
         del self.waiters[waiter]
         if not self.waiters:
             self._forget_timer()
             if self.consumers.lines.get(self.queue) is self:
                 del self.consumers.lines[self.queue]
-        if not waiter.result.done or waiter.result.error is not None or not waiter.served_by(self.queue):
-            self.consumers.withdraw(self)
+        return not waiter.result.done or waiter.result.error is not None or not waiter.served_by(self.queue)

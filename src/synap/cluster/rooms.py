@@ -18,7 +18,7 @@ from synap.cluster.channels import Channels
 from synap.cluster.facility import Facility
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.running import Running
+from synap.cluster.running import Running, begin_each
 from synap.engine.callers import Caller
 from synap.engine.limits import ANSWER_BYTES, Limits, check_name
 from synap.engine.names import superseded, too_many_names
@@ -333,13 +333,14 @@ class Rooms(Facility):
         if subscription.name.encode() == name and int(number) > subscription.number:
             self._end(subscription, superseded(room.name, subscription.name))
 
-    def look_again(self, room_name: Optional[str] = None) -> None:
-        """Renew what rooms know of this gateway, and find out what was missed: of one room, or of all."""
-        names = list(self.followed) if room_name is None else [room_name]
-        for room in [self.followed[name] for name in names if name in self.followed]:
-            Running(self._look_again(room)).start()
+    def look_again(self, names: List[str]) -> None:
+        """Renew what rooms know of this gateway, and find out what was missed, in slices."""
+        Running(begin_each(lambda name: Running(self._look_again(name)).start(), names, self.link.soon)).start()
 
-    async def _look_again(self, room: Room) -> None:
+    async def _look_again(self, name: str) -> None:
+        room = self.followed.get(name)
+        if room is None:
+            return
         joined = [subscription for subscription in room.subscriptions.values() if subscription.answered]
         named = [subscription for subscription in joined if subscription.name]
         names = [subscription.name.encode() for subscription in named]

@@ -13,10 +13,13 @@ import time
 from collections import deque
 from contextlib import closing
 from inspect import CORO_RUNNING, getcoroutinestate
-from typing import Any, Callable, Coroutine, Deque, Generator, Optional
+from typing import Any, Callable, Coroutine, Deque, Generator, Iterable, List, Optional, TypeVar
 
 from synap.engine.callers import Steps
 from synap.host.jobs import SLICE
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Pending:
@@ -53,6 +56,10 @@ class Pending:
         self.done = True
         self._then = None
 
+    def abandon(self) -> None:
+        """Have what awaits it never be resumed; `cancel` follows, some time."""
+        self.cancel()
+
     def when_done(self, then: Callable[[], None]) -> None:
         """Call `then` once there is a result, at once where there is one already."""
         if self.done:
@@ -88,6 +95,10 @@ class Running(Pending):
         else:
             self._awaits = awaited
             awaited.when_done(self._step)
+
+    def abandon(self) -> None:
+        if self._awaits is not None:
+            self._awaits.abandon()
 
     def cancel(self) -> None:
         """Run the coroutine's `finally` blocks, which must not await, and end without a result."""
@@ -126,25 +137,44 @@ async def in_slices(steps: Steps, soon: Callable[[Callable[[], None]], object]) 
             return done.value
 
 
-class Lock:
-    """Held by one coroutine under `Running` at a time. Those that wait get it in the order in which they came."""
+async def begin_each(
+    begin: Callable[[T], U], items: Iterable[T], soon: Callable[[Callable[[], None]], object]
+) -> List[U]:
+    """Begin something for each of many, in slices; returns what was begun."""
+    begun: List[U] = []
 
-    __slots__ = ("_handing_over", "_waiting", "held")
+    def steps() -> Steps:
+        for item in items:
+            begun.append(begin(item))
+            yield
+
+    await in_slices(steps(), soon)
+    return begun
+
+
+class Lock:
+    """Held by one coroutine under `Running` at a time. Those that wait get it in the order in which they came, those
+    that had it before first."""
+
+    __slots__ = ("_again", "_handing_over", "_waiting", "held")
 
     def __init__(self) -> None:
         self.held = False
         self._handing_over = False
+        self._again: Deque[Pending] = deque()
         self._waiting: Deque[Pending] = deque()
 
-    async def acquire(self) -> None:
-        """Wait until it is free, and hold it."""
+    async def acquire(self, *, again: bool = False) -> None:
+        """Wait until it is free, and hold it. `again`: whether the coroutine had it before."""
         if self.held:
             turn = Pending()
-            self._waiting.append(turn)
+            waiting = self._again if again else self._waiting
+            waiting.append(turn)
             try:
                 await turn
             except GeneratorExit:  # the coroutine is cancelled
-                self._waiting.remove(turn)
+                if not turn.done:  # else it was abandoned, and is passed over
+                    waiting.remove(turn)
                 raise
         self.held = True
 
@@ -154,7 +184,7 @@ class Lock:
         if not self._handing_over:
             self._handing_over = True
             try:
-                while self._waiting and not self.held:
-                    self._waiting.popleft().finish()
+                while (self._again or self._waiting) and not self.held:
+                    (self._again or self._waiting).popleft().finish()
             finally:
                 self._handing_over = False

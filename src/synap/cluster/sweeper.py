@@ -7,7 +7,7 @@ from typing import Any, Optional
 from synap.cluster.calls import Call
 from synap.cluster.link import Link
 from synap.cluster.queues import Queues
-from synap.cluster.running import Running
+from synap.cluster.running import Running, begin_each
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 
@@ -41,8 +41,8 @@ class Sweeper:
                 return
             dues = [link.call(q, "syn_dues", (base + b"QD",), changes=False) for q, base in enumerate(places.bases)]
             names = [await self._tried(call) for call in dues]
-            settled = [self.queues.settle(name.decode()) for some in names for name in some or ()]
-            for call in settled:
+            due = [name.decode() for some in names for name in some or ()]
+            for call in await begin_each(self.queues.settle, due, link.soon):
                 await self._tried(call)
             for _ in range(min(SLOW, places.count)):
                 partition = self._partition
