@@ -41,7 +41,7 @@ from synap.wire.handshake import Hello, greet
 from tests.cluster.callers import Noted
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE, STEADY
-from tests.helpers.raw import dial, read_head, wait_for
+from tests.helpers.raw import Native, dial, read_head, request, wait_for
 from tests.helpers.still_rates import StillRates
 
 Serve = Callable[..., ThrowawayServer]
@@ -289,6 +289,21 @@ def test_what_a_gateway_refuses_in_a_batch_is_in_its_audit_log(
     assert [one["status"] for one in json.loads(reply.body)["results"]] == ["success", "error"]
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [(one["what"], one["outcome"]) for one in lines] == [("kv.get", "FORBIDDEN")]
+
+
+def test_a_deletion_at_a_gateway_is_told_with_its_own_outcome_whatever_else_has_its_id(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
+) -> None:
+    """What was under way with its id when it came was answered first, and told as its outcome."""
+    audit = tmp_path / "audit.jsonl"
+    gateway = serve("--engine", primaries.url, "--durability", "none", "--audit-log", str(audit))
+    native = Native(gateway)
+    native.do(1, "queue.create", queue="{t}there")
+    native.send(request(2, "queue.stats", queue="{t}missing") + request(2, "queue.delete", queue="{t}there"))
+    assert [native.read()[0] for _ in range(2)] == [Kind.ERROR, Kind.ANSWER]
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(one["what"], one["outcome"]) for one in lines] == [("queue.create", "ok"), ("queue.delete", "ok")]
+    native.close()
 
 
 async def test_a_gateway_decodes_large_values_in_turns_with_other_callers_between(host: ClusterHost) -> None:

@@ -150,14 +150,21 @@ class Audit:
             log.error("the audit log can't be written: %s", error.strerror)
 
 
+class Own(int):
+    """The number of a request, told from an equal one of another request by its identity."""
+
+
 class Entry:
     """What the log has to tell of a command once its outcome is known. `who`: as in the methods of `Audit`."""
 
-    __slots__ = ("_audit", "command", "earlier", "payload", "repeated", "session", "who")
+    __slots__ = ("_audit", "command", "earlier", "number", "payload", "repeated", "session", "who")
 
-    def __init__(self, audit: Audit, session: Session, command: Command, payload: Any, who: Mapping[str, str]) -> None:
+    def __init__(
+        self, audit: Audit, session: Session, number: Any, command: Command, payload: Any, who: Mapping[str, str]
+    ) -> None:
         self._audit = audit
         self.session = session
+        self.number = number
         self.command = command
         self.payload = payload
         self.who = who

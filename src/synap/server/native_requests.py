@@ -10,6 +10,7 @@ from synap.engine.callers import Steps, until
 from synap.errors import SynapError
 from synap.host import ANSWER, REFUSE
 from synap.host.jobs import crowded
+from synap.server.audit import Own
 from synap.server.grants import Access
 from synap.server.native_output import BUSY, REFUSED, NativeOutput
 from synap.server.preparation import Garbled, growth, lasts, prepare
@@ -177,6 +178,8 @@ class NativeRequests(NativeOutput):
         # Subscribing is executed again on a new connection, whatever was answered on the old one.
         retried = bool(flags & RETRY) and not command.pushes
         before = len(self.output)
+        if noted and self.host.remembers:  # others with its id may be under way at a cluster
+            id = Own(id)
         if noted:
             with suppress(SynapError):  # which will be its answer
                 whole = self.codec.decode_payload(command, body, hint=False) if payload is None else payload

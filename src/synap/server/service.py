@@ -30,7 +30,7 @@ from synap.errors import PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Output, Session
 from synap.host.base import figures
 from synap.server import clients
-from synap.server.audit import Audit, Entry, Outcomes
+from synap.server.audit import Audit, Entry, Outcomes, Own
 from synap.server.auth import Keys, gone
 from synap.server.grants import Access
 from synap.server.origins import Origins
@@ -292,7 +292,8 @@ class Service:
     def note(self, session: Session, number: Any, command: Command, payload: Any, principal: Principal) -> None:
         """Have a command that is executed now written to the audit log, once its outcome is known."""
         if self.audit is not None and (command.audited or command.bundle):
-            self.awaited[session, number] = Entry(self.audit, session, command, payload, principal.audit_fields())
+            who = principal.audit_fields()
+            self.awaited[session, number] = Entry(self.audit, session, number, command, payload, who)
             if len(self.awaited) > MOST_AWAITED:
                 oldest = next(iter(self.awaited))
                 self._record(
@@ -308,9 +309,14 @@ class Service:
         """Pass outcomes to the audit log, where it waits for them. Those not `delivered` yet may wait for the disk."""
         for what, number, content, _ in output:
             if what in (ANSWER, REFUSE) and (session, number) in self.awaited:
-                if self.awaited[session, number].earlier:
-                    self.awaited[session, number].earlier -= 1
-                elif delivered or not self.host.holds:
+                entry = self.awaited[session, number]
+                if type(entry.number) is Own:
+                    if entry.number is not number:
+                        continue
+                elif entry.earlier:
+                    entry.earlier -= 1
+                    continue
+                if delivered or not self.host.holds:
                     self._record(session, number, what, content)
                 else:
                     self._outcomes.tell(what, self.awaited.pop((session, number)), content)
