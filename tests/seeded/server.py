@@ -197,8 +197,8 @@ SEEDS = (
     Seed(
         "the audit log says of what is answered as an earlier request was that it was done",
         "host/engine.py",
-        "                    session.repeated(number)\n",
-        "",
+        "session.repeated(number)\n                    session.answer(number, answer)",
+        "session.answer(number, answer)",
         "tests/server/test_audit.py -k earlier_request",
     ),
     Seed(
