@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 from typing import Any, List
 
 import pytest
@@ -123,3 +124,25 @@ async def test_what_is_sent_behind_a_batch_is_done_behind_all_of_it(host: Cluste
         await asyncio.sleep(0.001)
     assert bytes(told[2][3].value) == b"2"
     assert (host.busy, writer.went_on > 0) == (False, True)
+
+
+async def test_what_is_sent_behind_a_redrive_is_done_behind_all_of_it(host: ClusterHost) -> None:
+    """It first looks at what is due, and a message that was published behind it came before what it put back."""
+    told: List[Any] = []
+    caller = Noted(host, told, "s" * 32)
+
+    async def ask(number: int, command: c.Command, **payload: Any) -> Any:
+        host.execute(caller, number, command, json.dumps({"queue": "q", **payload}).encode())
+        while not any(what[2] == number for what in told):
+            await asyncio.sleep(0.001)
+        return told[-1][3]
+
+    await ask(1, c.QUEUE_PUBLISH, message="dead")
+    message = await ask(2, c.QUEUE_CONSUME)
+    await ask(3, c.QUEUE_NACK, message_id=message.message_id, requeue=False)
+    host.execute(caller, 4, c.QUEUE_REDRIVE, b'{"queue":"q"}')
+    assert host.working_for(caller)
+    while host.working_for(caller):
+        await asyncio.sleep(0)
+    await ask(5, c.QUEUE_PUBLISH, message="behind it")
+    assert [bytes((await ask(number, c.QUEUE_CONSUME)).message) for number in (6, 7)] == [b'"dead"', b'"behind it"']

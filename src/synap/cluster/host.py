@@ -204,7 +204,8 @@ class ClusterHost(Host):
             if request.order is not None:
                 self._flush_earlier(command, payload, request)
             running = self._start(session, number, command, payload, request)
-            if self.facilities.topics.unsent and (command is c.PUBSUB_PUBLISH or command.bundle):
+            unsent = self.facilities.topics.unsent and (command is c.PUBSUB_PUBLISH or command.bundle)
+            if unsent or (command.stepwise and command.writes):
                 self._hold(session, number, True)
         except SynapError as error:
             self.count_error(error.code)
