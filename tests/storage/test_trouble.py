@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from typing import Any, Dict, Iterator, List, Sequence
 
 import pytest
@@ -20,6 +21,7 @@ from synap.host.clock import Clock
 from synap.storage import store
 from synap.storage.backup import copy
 from synap.storage.doctor import repair
+from synap.storage.layout import DATABASE
 from synap.storage.mark import read_mark
 from synap.storage.portable import export_directory, import_directory
 from synap.storage.store import Store
@@ -363,6 +365,28 @@ def test_a_stop_tells_what_was_answered_and_could_not_be_written(
     assert any("is lost: the disk is full" in message for message in caplog.messages) is not ends
     with Service(directory) as service:
         assert service.do(c.KvGet("a")).found is ends
+
+
+def test_on_a_full_disk_no_commit_waits_for_whoever_reads_the_database(directory: str) -> None:
+    """Such as a backup: SQLite would wait for its end to empty the write-ahead log, up to five seconds each time."""
+    with Service(directory, snapshot_minimum=1 << 40) as service:
+        service.do(c.KvSet("a", b'"' + b"v" * 1_500_000 + b'"'))
+        store = service.log.store
+        execute, patience = store.execute, {}
+
+        def watched(sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+            patience[sql] = execute("PRAGMA busy_timeout", safe=safe)[0][0]
+            return execute(sql, parameters, safe=safe)
+
+        with closing(sqlite3.connect(os.path.join(directory, DATABASE), isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM log").fetchone()
+            with service.log._writing:
+                store.execute = watched  # type: ignore[method-assign]
+                service.log.shortage.checkpoint()
+        assert patience["PRAGMA wal_checkpoint(TRUNCATE)"] == 0
+        service.do(c.KvSet("b", b"1"))
+        assert patience["INSERT INTO log VALUES(?, ?)"] == 5000
 
 
 def test_a_snapshot_that_finds_the_disk_full_refuses_no_write(directory: str) -> None:

@@ -189,7 +189,7 @@ class DiskLog(LogWriter):
         self._checkpointer.end()
         if self._stuck:
             assert self.trouble is not None
-            what = "closing %s: what was answered in the moment before the first refusal is lost, unwritten: %s"
+            what = "closing %s: what was answered just before the first refusal could not be written and is lost: %s"
             _log.error(what, self.store.directory, self.trouble.text)
         try:
             if self.trouble is None:

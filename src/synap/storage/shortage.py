@@ -106,5 +106,5 @@ class Shortage:
         return self._store.pages > FEW_PAGES
 
     def checkpoint(self) -> None:
-        """Run a checkpoint as far as it fits."""
-        self._store.checkpoint_what_fits(whole=self._store.file_sizes()[1] > LARGEST_PROBE)
+        """Run a checkpoint as far as it fits, and as nobody reads: callers wait for this thread."""
+        self._store.checkpoint_what_fits(whole=self._store.file_sizes()[1] > LARGEST_PROBE, waits=False)

@@ -286,13 +286,20 @@ class Store:
         self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size), safe=True)
         self.execute("DELETE FROM meta WHERE id=?", (PROBE,), safe=True)
 
-    def checkpoint(self, *, whole: bool = False) -> bool:
+    def checkpoint(self, *, whole: bool = False, waits: bool = True) -> bool:
         """Copy the write-ahead log into the database; returns whether all of it was copied.
 
-        A process that reads the database keeps the rest for later. `whole` also empties the log's file.
+        A process that reads the database keeps the rest for later. `whole` also empties the log's file, and `waits` for
+        whoever reads.
         """
         sql = f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})"
-        busy, length, copied = self.execute(sql, safe=True)[0]
+        if not waits:
+            self.execute("PRAGMA busy_timeout=0", safe=True)
+        try:
+            busy, length, copied = self.execute(sql, safe=True)[0]
+        finally:
+            if not waits:
+                self.execute(f"PRAGMA busy_timeout={BUSY * 1000:.0f}", safe=True)
         self.pages = 0
         if whole:
             self.room = 0
@@ -323,12 +330,12 @@ class Store:
         self.room = pages
         return True
 
-    def checkpoint_what_fits(self, *, whole: bool = False) -> bool:
+    def checkpoint_what_fits(self, *, whole: bool = False, waits: bool = True) -> bool:
         """Run a checkpoint, as `checkpoint`, unless the database would grow by more than is free. Raises sqlite3.Error.
 
         On a full disk, it would take the space that is needed to free more.
         """
-        return self.growth() <= free_space(self.directory) and self.checkpoint(whole=whole)
+        return self.growth() <= free_space(self.directory) and self.checkpoint(whole=whole, waits=waits)
 
     def unused(self) -> int:
         """Return the bytes of the database's file that hold nothing."""
