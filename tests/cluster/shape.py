@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -24,6 +25,7 @@ from tests.cluster.test_refused import Caller
 SPACE = "shape"
 SESSION = "5" * 32
 YEARS = 10 * 365 * 86400
+DELAY = 86400
 FILE = Path(__file__).with_name(f"shape{functions.SHAPE}.json")
 
 Step = Tuple[c.Command, Dict[str, Any]]
@@ -43,7 +45,7 @@ KEYS: List[Step] = [
 QUEUES: List[Step] = [
     (c.QUEUE_CREATE, {"queue": "jobs", "config": {"max_retries": 7, "ack_deadline": 1}}),
     *((c.QUEUE_PUBLISH, {"queue": "jobs", "message": n, "priority": n, "headers": {"h": str(n)}}) for n in range(5)),
-    (c.QUEUE_PUBLISH, {"queue": "jobs", "message": "later", "delay": 86400}),
+    (c.QUEUE_PUBLISH, {"queue": "jobs", "message": "later", "delay": DELAY}),
 ]
 """Before three messages are taken, of which one is acknowledged, one rejected, one kept."""
 ROOMS: List[Step] = [
@@ -109,7 +111,7 @@ def keys(node: ClusterNode) -> Dict[str, Any]:
 
 
 def restore(node: ClusterNode, written: Dict[str, Any]) -> None:
-    """Write keys that were read."""
+    """Write keys that were read. Delays that have ended since are as long as they were."""
     for name, (kind, expires, content) in written.items():
         key = name.encode("latin-1")
         if kind == "stream":
@@ -119,7 +121,9 @@ def restore(node: ClusterNode, written: Dict[str, Any]) -> None:
         parts = [content] if kind == "string" else content
         given = [part.encode("latin-1") for part in parts]
         if kind == "zset":
-            given = [one for pair in zip(given[1::2], given[::2]) for one in pair]
+            due = b"%d" % ((time.time() + DELAY) * 1000)
+            scores = [due if "}:qd:" in name else score for score in given[1::2]]
+            given = [one for pair in zip(scores, given[::2]) for one in pair]
         node.ask({"string": "SET", "hash": "HSET", "set": "SADD", "zset": "ZADD"}[kind], key, *given)
         if expires > 0:
             node.ask("PEXPIREAT", key, expires)

@@ -12,7 +12,7 @@ from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.shape import FILE, caller_of, options, restore, shown
 
 
-async def test_what_an_earlier_release_wrote_is_read() -> None:
+async def test_what_an_earlier_release_wrote_is_read(only_what_is_asked: None) -> None:
     written = json.loads(FILE.read_text("utf-8"))
     with ThrowawayCluster() as cluster:
         restore(cluster.nodes[0], written["keys"])
