@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 
-from synap import AsyncSynapClient, GetResult, SynapError
+from synap import AsyncSynapClient, GetResult, SynapClient, SynapError
 from synap.cluster.calls import pack
 from synap.cluster.host import ClusterHost
 from synap.cluster.running import in_task
@@ -16,6 +16,7 @@ from synap.cluster.topology import ANSWER
 from synap.host import inprocess
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space
+from tests.helpers.colour import coated
 from tests.helpers.patience import PATIENCE
 from tests.helpers.streams import served
 
@@ -51,6 +52,21 @@ async def test_a_host_whose_opening_was_given_up_is_closed_unless_another_client
     while not closed:
         await asyncio.sleep(0.01)
     assert closed[0] not in inprocess._shared.values()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_clients_with_other_options_share_no_host(colour: str, one_node: ThrowawayCluster) -> None:
+    """They shared the first one's: its space, its durability."""
+
+    def make() -> AsyncSynapClient:
+        options: Dict[str, Any] = {"url": one_node.url, "engine": a_space()}
+        return AsyncSynapClient(**options) if colour == "async" else coated(SynapClient(**options))
+
+    here, there = make(), make()
+    async with here, there:
+        await here.kv.set("k", 1)
+        assert not (await there.kv.get("k")).found
+        assert (await here.kv.get("k")).value == 1
 
 
 async def test_a_channel_that_is_left_before_it_is_confirmed_leaves_nothing_behind(host: ClusterHost) -> None:
