@@ -176,8 +176,8 @@ SEEDS = (
     Seed(
         "the audit log says ok of what the disk then refuses",
         "server/service.py",
-        "elif delivered or not self.host.holds:",
-        "elif True:",
+        "if delivered or not self.host.holds:",
+        "if True:",
         "tests/server/test_audit.py -k disk_refuses",
     ),
     Seed(
