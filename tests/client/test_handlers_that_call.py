@@ -134,26 +134,3 @@ async def test_who_hears_that_a_subscriptions_connection_is_back_may_subscribe(m
         )
         assert not isinstance(await told.outcome(), SynapError)
         await client.pubsub.subscribe(["t"], lambda topic, message: None)
-
-
-async def test_a_subscription_goes_on_while_who_hears_of_its_lost_connection_waits(make: Make, colour: str) -> None:
-    """Such as for the connection that it makes."""
-    told, back = Told(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def script(peer: Peer) -> None:
-        peer.hello()
-        request = subscribe(peer)
-        peer.answer(request, {"subscription_id": 1, "topics": ["t"]})
-        if peer.number:
-            back.set()
-            peer.frame()
-
-    def wait() -> Any:
-        return back.wait(PATIENCE) if colour == "sync" else loop.run_in_executor(None, back.wait, PATIENCE)
-
-    with ScriptedService(script) as service:
-        client = make(service.url, transport="native", retry_delay=0.01)
-        client.on("disconnected")(told.handler(colour, wait))
-        await client.pubsub.subscribe(["t"], lambda topic, message: None)
-        assert await told.outcome() is True

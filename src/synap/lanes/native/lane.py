@@ -26,7 +26,6 @@ from synap.errors import ConnectionError, SynapError
 from synap.lanes import errors
 from synap.lanes._sync.base import Lane
 from synap.lanes.io.network import Network, network
-from synap.lanes.io.threads import spawn
 from synap.lanes.native.blocking import BlockingConnection, Outcome, open_connection
 from synap.lanes.native.pushes import Pushes
 from synap.lanes.opening import Open, Upgrade, tls_for
@@ -366,14 +365,11 @@ class NativeLane(Lane):
         finally:
             self._waiting.discard(slot.place)
 
-    def ended(self, reason: str, *, aside: bool = False) -> None:
-        """Report that a connection was lost, `aside` on a thread of its own: who reads has more to do than to wait."""
+    def ended(self, reason: str) -> None:
+        """Report that a connection was lost."""
         log.debug("a connection to %s ended: %s", self.target.authority, reason)
         if self._changed(up=False):
-            if aside:
-                spawn(self.disconnected, reason, name="synap on disconnected", or_here=True)
-            else:
-                self.disconnected(reason)
+            self.disconnected(reason)
 
     def _changed(self, *, up: bool) -> bool:
         """Note whether there is a connection; returns whether that is new, to one thread only."""

@@ -204,4 +204,4 @@ class Pushes:
             if current:
                 self._reader = None
         if current:
-            self._lane.ended(reason, aside=True)
+            self._lane.ended(reason)
