@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, List, Tuple
 from unittest.mock import patch
 
 import pytest
@@ -158,6 +158,54 @@ def test_no_thread_of_a_log_is_within_sqlite_when_a_process_forks(tmp_path: Path
     # It has locks for the whole process, which a child would find taken for ever.
     forks_outside(tmp_path, Store, "append")
     forks_outside(tmp_path, checkpointing, "connect")
+
+
+@forks
+@alone
+def test_a_process_forks_while_a_directory_is_opened(tmp_path: Path) -> None:
+    # Opening starts a thread by a module whose lock a fork takes, too: in the other order each waited for the other.
+    from concurrent.futures import ThreadPoolExecutor  # as late as opening imports it
+
+    inside, pause = threading.Event(), threading.Event()
+    submit = ThreadPoolExecutor.submit
+
+    def watched(*arguments: Any) -> Any:
+        inside.set()
+        pause.wait(0.02)  # until the fork has begun
+        return submit(*arguments)
+
+    def use() -> None:
+        with SynapClient(f"file://{tmp_path}/data", fsync="no") as client:
+            client.kv.incr("n")
+
+    with patch.object(ThreadPoolExecutor, "submit", watched):
+        opener = threading.Thread(target=use, daemon=True)
+        opener.start()
+        assert inside.wait(PATIENCE)
+        assert in_a_fork(lambda: "forked") == "forked"
+        opener.join(PATIENCE)
+        assert not opener.is_alive()
+
+
+@forks
+@alone
+def test_what_is_told_of_trouble_by_a_log_s_thread_may_fork(tmp_path: Path) -> None:
+    # Such as a handler of the logging module that alerts somebody.
+    with SynapClient(f"file://{tmp_path}/data", fsync="no") as client:
+        client.connect()
+        said: List[str] = []
+        told = threading.Event()
+
+        def forking(*arguments: Any, **options: Any) -> Any:
+            said.append(in_a_fork(lambda: "forked"))
+            told.set()
+            return append(*arguments, **options)
+
+        append = Store.append
+        with patch.object(Store, "append", forking):
+            client.kv.set("a", 1)
+            assert told.wait(PATIENCE)
+        assert said[0] == "forked"
 
 
 @forks

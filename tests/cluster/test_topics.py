@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from typing import Any, Callable, Dict, List
 
 import msgspec
@@ -12,14 +11,12 @@ import pytest
 from synap import AsyncSynapClient, SynapError
 from synap import commands as c
 from synap.cluster import functions, running
-from synap.cluster import topics as module
 from synap.cluster.node import Node
-from synap.cluster.running import Lock, Pending, Running, begin_each, in_slices
+from synap.cluster.running import Lock, Pending, Running, in_slices
 from synap.cluster.topics import Mirror, Topics
 from synap.engine.callers import Caller, Steps, run
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking, result
-from tests.cluster.callers import Noted
 from tests.cluster.conftest import a_space, another_url
 from tests.helpers.patience import in_time
 
@@ -53,10 +50,10 @@ async def test_publishers_who_know_nothing_yet_read_together(
     asked = reads = 0
     read, acquire = Mirror.read, Lock.acquire
 
-    async def counted(lock: Lock, **more: Any) -> None:
+    async def counted(lock: Lock) -> None:
         nonlocal asked
         asked += 1
-        await acquire(lock, **more)
+        await acquire(lock)
 
     def slow(mirror: Mirror, *arguments: Any, **more: Any) -> Steps:
         nonlocal reads
@@ -70,7 +67,7 @@ async def test_publishers_who_know_nothing_yet_read_together(
     async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
         answers = await asyncio.gather(*[client.pubsub.publish("t", number) for number in range(200)])
         assert {answer.subscribers_matched for answer in answers} == {0}
-        assert reads == 1, "those who came during the first read share it"
+        assert reads == 2, "those who came during the first read share the next"
 
 
 def read(mirror: Mirror, changes: Dict[bytes, List[str]], number: int, *, partial: bool = True) -> None:
@@ -80,11 +77,11 @@ def read(mirror: Mirror, changes: Dict[bytes, List[str]], number: int, *, partia
 def test_a_mirror_is_what_the_changes_say() -> None:
     mirror = Mirror()
     read(mirror, {b"g 1": ["a.*", "b"], b"g 2": ["a.x"]}, 2, partial=False)
-    assert run(mirror.match("a.x")) == {b"g 1", b"g 2"}
+    assert mirror.match("a.x") == {b"g 1", b"g 2"}
     read(mirror, {b"g 2": [], b"g 3": ["#"]}, 4)
-    assert (run(mirror.match("a.x")), mirror.number) == ({b"g 1", b"g 3"}, 4)
+    assert (mirror.match("a.x"), mirror.number) == ({b"g 1", b"g 3"}, 4)
     read(mirror, {b"h 9": ["b"]}, 5, partial=False)
-    assert (run(mirror.match("a.x")), run(mirror.match("b"))) == (set(), {b"h 9"})
+    assert (mirror.match("a.x"), mirror.match("b")) == (set(), {b"h 9"})
     assert (list(mirror.fields), list(mirror.patterns)) == ([b"h 9"], ["b"])
 
 
@@ -95,10 +92,10 @@ def test_a_subscription_that_goes_on_is_found_while_all_are_read_again() -> None
     turns = 0
     for _ in mirror.read({stays: list(PATTERNS), comes: PATTERNS}, 3, partial=False):
         turns += 1
-        assert stays in run(mirror.match(TOPIC))
+        assert stays in mirror.match(TOPIC)
         assert mirror.number == 2
     assert turns > 10
-    assert (run(mirror.match(TOPIC)), mirror.number) == ({stays, comes}, 3)
+    assert (mirror.match(TOPIC), mirror.number) == ({stays, comes}, 3)
 
 
 @pytest.mark.parametrize("after", [1, 5])
@@ -114,9 +111,9 @@ def test_a_read_that_ended_too_early_is_made_good_by_the_next(comes: bool, after
     assert mirror.number < 2
     for patterns in (PATTERNS, [], PATTERNS):
         read(mirror, {b"g 1": patterns}, 2)
-        assert run(mirror.match(TOPIC)) == ({b"g 1"} if patterns else set())
+        assert mirror.match(TOPIC) == ({b"g 1"} if patterns else set())
     read(mirror, {}, 3, partial=False)
-    assert (mirror.fields, mirror.patterns, run(mirror.match(TOPIC))) == ({}, {}, set())
+    assert (mirror.fields, mirror.patterns, mirror.match(TOPIC)) == ({}, {}, set())
 
 
 # ---------------------------------------------------------------------------------------------- coroutines
@@ -135,17 +132,6 @@ async def test_long_work_is_done_in_turns(monkeypatch: pytest.MonkeyPatch) -> No
     while turns:
         turns.pop(0)()
     assert (work.done, work.value) == (True, "done")
-
-
-async def test_many_things_are_begun_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "SLICE", 0.0)
-    turns: List[Callable[[], None]] = []
-    begun: List[int] = []
-    work = Running(begin_each(begun.append, range(3), turns.append)).start()
-    for number in range(1, 4):
-        assert (begun, work.done) == (list(range(number)), False)
-        turns.pop(0)()
-    assert (work.done, work.value) == (True, [None] * 3)
 
 
 def test_work_that_is_cancelled_is_closed() -> None:
@@ -172,9 +158,9 @@ class Holders:
         self.had: List[int] = []
         self.work: Dict[int, Pending] = {}
 
-    def start(self, number: int, *, at_once: bool = False, again: bool = False) -> Running:
+    def start(self, number: int, *, at_once: bool = False) -> Running:
         async def hold() -> None:
-            await self.lock.acquire(again=again)
+            await self.lock.acquire()
             try:
                 self.had.append(number)
                 if not at_once:
@@ -203,28 +189,6 @@ def test_those_that_have_it_for_a_moment_are_not_resumed_within_each_other() -> 
         holders.start(number, at_once=True)
     holders.work[0].finish()
     assert holders.had == list(range(5000))
-    assert not holders.lock.held
-
-
-def test_those_that_had_a_lock_before_have_it_first() -> None:
-    holders = Holders()
-    for number, again in enumerate((False, False, True, True)):
-        holders.start(number, again=again)
-    for number in (0, 2, 3, 1):
-        assert holders.had[-1] == number
-        holders.work[number].finish()
-    assert not holders.lock.held
-
-
-def test_a_lock_passes_over_who_is_abandoned_and_cancelled_later() -> None:
-    holders = Holders()
-    first, second, third = (holders.start(number) for number in range(3))
-    second.abandon()
-    holders.work[0].finish()
-    second.cancel()
-    assert (first.done, holders.had) == (True, [0, 2])
-    holders.work[2].finish()
-    assert third.done
     assert not holders.lock.held
 
 
@@ -388,84 +352,6 @@ async def test_an_older_release_notices_that_it_cannot_read_a_change(asking: Ask
         await register_as_before(asking, b"old", 1, ["a"])
         grown = int(await asking.command("", "GET", counter)) - known
         assert len(await asking.command("", "XRANGE", changes, known + 1, "+")) < grown
-
-
-# ---------------------------------------------------------------------------------------------- messages
-
-MANY = [".".join(words) for words in itertools.product("*#", repeat=10)]
-"""Patterns that all match a topic of ten words, and are looked at in several steps."""
-WORDS = ".".join("abcdefghij")
-
-
-async def publish_all(asking: Asking, names: List[str]) -> List[int]:
-    """Publish a message to each topic; returns which messages the node passed on, in its order."""
-    topics, link = topics_of(asking), asking.link
-    sent: List[Any] = []
-    send = link.send
-
-    def noted(call: Any) -> Any:
-        if call.function == functions.name("syn_p_publish"):
-            sent.append((call, msgspec.msgpack.decode(call.arguments[1])[1]))
-        return send(call)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "send", noted)
-        published = [
-            Running(topics.publish(c.PubSubPublish(topic, number), asking.request())).start()  # type: ignore[arg-type]
-            for number, topic in enumerate(names)
-        ]
-        for one in published:
-            assert (await result(one)).subscribers_matched
-    return [message for call, message in sent if call.value == 0]
-
-
-async def test_messages_that_were_published_without_knowing_of_a_subscription_keep_their_order(asking: Asking) -> None:
-    """The first came last: it read the subscriptions, and those that had waited for that were sent before it."""
-    assert await matched(asking, "t") == 0
-    for number in range(3):
-        await register(asking, b"g", number, ["t"])
-        assert await publish_all(asking, ["t"] * 6) == list(range(6))
-
-
-async def test_who_a_message_goes_to_is_found_in_turns_with_messages_behind_it_in_order(
-    asking: Asking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await register(asking, b"g", 1, MANY)
-    assert await matched(asking, WORDS) == 1
-    monkeypatch.setattr(running, "SLICE", 0.0)
-    host = asking.host
-    told: List[Any] = []
-    publisher, other = Noted(host, told), Noted(host, told)
-    for number in range(2):
-        host.execute(publisher, number, c.PUBSUB_PUBLISH, b'{"topic":"%s","message":1}' % WORDS.encode())
-    assert (host.working_for(publisher), host.working_for(other), topics_of(asking).unsent) == (True, False, 2)
-    while len(told) < 2:
-        await asyncio.sleep(0.001)
-    assert [number for _, _, number, _ in told] == [0, 1]
-    assert (host.busy, topics_of(asking).unsent, publisher.went_on > 0) == (False, 0, True)
-
-
-@pytest.mark.parametrize("most", [module.MOST_ARRIVED, 0])
-async def test_messages_are_pushed_in_turns_and_in_order_unless_too_many_wait(
-    asking: Asking, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    pushed: List[Any] = []
-
-    class Told(Caller):
-        def push(self, subscription_id: int, item: Any) -> bool:
-            pushed.append(item.message)
-            return True
-
-    topics = topics_of(asking)
-    await result(Running(topics.subscribe(c.PubSubSubscribe([*MANY, "t"]), Told())).start())
-    monkeypatch.setattr(module, "SLICE", 0.0)
-    monkeypatch.setattr(module, "MOST_ARRIVED", most)
-    for number, topic in enumerate((WORDS, "t", "t")):
-        topics.received(msgspec.msgpack.encode((topic, number, None, 1, "id")))
-        assert pushed == ([] if most or not number else list(range(number + 1)))
-    while len(pushed) < 3:
-        await asyncio.sleep(0.001)
-    assert pushed == [0, 1, 2]
 
 
 # ---------------------------------------------------------------------------------------------- at most once

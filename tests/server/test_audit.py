@@ -158,6 +158,22 @@ def test_a_batch_is_told_whole_though_its_lines_are_written_in_turns(serve: Serv
         assert made[-1] == ["last"], "what was sent after it waits"
 
 
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_the_lines_of_a_large_batch_come_before_what_its_caller_sent_next(
+    serve: Serve, tmp_path: Path, fsync: str
+) -> None:
+    """Also where both are told at once, when the disk has them."""
+    path = tmp_path / "audit.jsonl"
+    service = serve("--audit-log", str(path), "--fsync", fsync, data=tmp_path / "data")
+    native = Native(service)
+    commands = [{"command": "queue.create", "payload": {"queue": f"q{n}"}} for n in range(120)]
+    native.send(request(1, "batch", commands=commands) + request(2, "queue.delete", queue="q7"))
+    assert [native.read().kind for _ in range(2)] == [Kind.ANSWER] * 2
+    native.close()
+    wait_for(lambda: len(audit_lines(path)) == 121)
+    assert [line["what"] for line in audit_lines(path)] == ["queue.create"] * 120 + ["queue.delete"]
+
+
 @pytest.mark.parametrize("lane", ["native", "http", "websocket"])
 async def test_the_lines_of_many_batches_are_written_in_turns_each(
     lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

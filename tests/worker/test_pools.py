@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import pytest
 
@@ -137,7 +137,27 @@ async def test_the_time_of_a_function_begins_when_its_process_has_imported_it(mo
         assert await pool.run(max, (1, 2), PATIENCE) == 2
     finally:
         pool.close()
-    assert allowed == [pools.LOADING, PATIENCE, PATIENCE, pools.LOADING, PATIENCE]
+    longest = max(pools.LOADING, PATIENCE)
+    assert allowed == [longest, PATIENCE, PATIENCE, longest, PATIENCE]
+
+
+@pytest.mark.parametrize(("timeout", "longest"), [(None, None), (1.0, pools.LOADING), (1000.0, 1000.0)])
+async def test_loading_a_function_has_as_long_as_it_itself_and_a_minute_at_least(
+    timeout: Optional[float], longest: Optional[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: List[object] = []
+
+    async def noting(self: pools.ProcessPool, child: pools._Child, job: bytes, timeout: Any) -> Any:
+        allowed.append(timeout)
+        return True, (None, [])
+
+    monkeypatch.setattr(pools.ProcessPool, "_outcome", noting)
+    pool = pools.ProcessPool(1)
+    try:
+        await pool.run(abs, (-1,), timeout)
+    finally:
+        pool.close()
+    assert allowed == [longest, timeout]
 
 
 def test_a_process_ends_in_the_middle_of_a_function_where_its_parent_is_killed() -> None:

@@ -204,8 +204,7 @@ class ClusterHost(Host):
             if request.order is not None:
                 self._flush_earlier(command, payload, request)
             running = self._start(session, number, command, payload, request)
-            unsent = self.facilities.topics.unsent and (command is c.PUBSUB_PUBLISH or command.bundle)
-            if unsent or (command.stepwise and command.writes):
+            if command.stepwise and command.writes:
                 self._hold(session, number, True)
         except SynapError as error:
             self.count_error(error.code)
@@ -509,10 +508,10 @@ class ClusterHost(Host):
             number = self._decoding[session]
             self._decoded(session)
             session.dropped(number)
-        left = [waits.running for number in list(session.waiting) for waits in self._forget(session, number)]
-        for running in left:
-            running.abandon()
-        Running(in_slices(self.consumers.cancel(left), self.link.soon)).start()
+        with self.consumers.together():
+            for number in list(session.waiting):
+                for waits in self._forget(session, number):
+                    waits.running.cancel()
         for subscription_id in list(session.subscriptions):
             self.unsubscribe(session, subscription_id)
         self.memory.leave(session.session)

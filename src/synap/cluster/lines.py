@@ -88,11 +88,12 @@ class Line:
                 answers, inc, due = await consumers.take(
                     self.queue,
                     [Wanted(waiter.requests[self.queue], waiter.own) for waiter in some],
-                    len(present),
+                    len(self.waiters),
                     known=known,
                 )
             except (SynapError, Refused) as error:
                 for waiter in some:
+                    self.leave(waiter)
                     waiter.result.finish(error=error)
                 break  # the others ask again later: the hint that this may have answered does not come again
             for waiter, deliveries in zip(some, answers):
@@ -128,16 +129,14 @@ class Line:
 
         self._forget_timer = self.consumers.link.later(delay, ring)
 
-    def leave(self, waiter: Waiter) -> bool:
-        """Remove a waiter from the line; returns whether the queue is to be told.
-
-        Where a call served it, that call has told the queue already.
-        """
+    def leave(self, waiter: Waiter) -> None:
+        """Remove a waiter from the line. Where a call served it, that call has told the queue already."""
         if waiter not in self.waiters:
-            return False
+            return
         del self.waiters[waiter]
         if not self.waiters:
             self._forget_timer()
             if self.consumers.lines.get(self.queue) is self:
                 del self.consumers.lines[self.queue]
-        return not waiter.result.done or waiter.result.error is not None or not waiter.served_by(self.queue)
+        if not waiter.result.done or waiter.result.error is not None or not waiter.served_by(self.queue):
+            self.consumers.withdraw(self)

@@ -56,10 +56,6 @@ class Pending:
         self.done = True
         self._then = None
 
-    def abandon(self) -> None:
-        """Have what awaits it never be resumed; `cancel` follows, some time."""
-        self.cancel()
-
     def when_done(self, then: Callable[[], None]) -> None:
         """Call `then` once there is a result, at once where there is one already."""
         if self.done:
@@ -95,10 +91,6 @@ class Running(Pending):
         else:
             self._awaits = awaited
             awaited.when_done(self._step)
-
-    def abandon(self) -> None:
-        if self._awaits is not None:
-            self._awaits.abandon()
 
     def cancel(self) -> None:
         """Run the coroutine's `finally` blocks, which must not await, and end without a result."""
@@ -153,28 +145,24 @@ async def begin_each(
 
 
 class Lock:
-    """Held by one coroutine under `Running` at a time. Those that wait get it in the order in which they came, those
-    that had it before first."""
+    """Held by one coroutine under `Running` at a time. Those that wait get it in the order in which they came."""
 
-    __slots__ = ("_again", "_handing_over", "_waiting", "held")
+    __slots__ = ("_handing_over", "_waiting", "held")
 
     def __init__(self) -> None:
         self.held = False
         self._handing_over = False
-        self._again: Deque[Pending] = deque()
         self._waiting: Deque[Pending] = deque()
 
-    async def acquire(self, *, again: bool = False) -> None:
-        """Wait until it is free, and hold it. `again`: whether the coroutine had it before."""
+    async def acquire(self) -> None:
+        """Wait until it is free, and hold it."""
         if self.held:
             turn = Pending()
-            waiting = self._again if again else self._waiting
-            waiting.append(turn)
+            self._waiting.append(turn)
             try:
                 await turn
             except GeneratorExit:  # the coroutine is cancelled
-                if not turn.done:  # else it was abandoned, and is passed over
-                    waiting.remove(turn)
+                self._waiting.remove(turn)
                 raise
         self.held = True
 
@@ -184,7 +172,7 @@ class Lock:
         if not self._handing_over:
             self._handing_over = True
             try:
-                while (self._again or self._waiting) and not self.held:
-                    (self._again or self._waiting).popleft().finish()
+                while self._waiting and not self.held:
+                    self._waiting.popleft().finish()
             finally:
                 self._handing_over = False

@@ -8,7 +8,6 @@ match are told.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections import deque
@@ -41,10 +40,6 @@ ALIVE = 15_000
 TOLD_TOGETHER = 100
 """Subscriptions that ended which the registry is told of together."""
 
-MOST_ARRIVED = 8 * 1024 * 1024
-"""Bytes of messages from which on all are pushed at once: further ones wait at the node meanwhile."""
-
-log = logging.getLogger("synap.cluster")
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder().decode
 
@@ -98,11 +93,10 @@ class Mirror:
         if patterns:
             self.fields[field] = patterns
 
-    def match(self, topic: str) -> Steps:
-        """Find the subscriptions that a topic goes to. What changes between steps may be missing, or among them."""
+    def match(self, topic: str) -> Set[bytes]:
+        """Return the subscriptions that a topic goes to."""
         found = set(self.patterns.get(topic, ()))
-        finding = self._trie.search(topic)
-        for fields in finding if isinstance(finding, list) else (yield from finding):
+        for fields in self._trie.match(topic):
             found.update(fields)
         return found
 
@@ -135,14 +129,6 @@ class Topics(Facility):
         width = self.places.count // min(PARTITIONS, self.places.count)
         self._partitions = range(0, self.places.count, width)
         self._width = width
-        self._turns = {q: Lock() for q in self._partitions}
-        """Held by the publisher to a partition whose message is about to be sent, so that messages keep their order."""
-        self.unsent = 0
-        """Messages that are still to be sent: their subscribers are being found, or those of messages before them."""
-        self._arrived: Deque[bytes] = deque()
-        """Messages that are to be pushed to subscriptions here."""
-        self._arrived_bytes = 0
-        self._delivering: Steps
 
     # ------------------------------------------------------------------------------------------ keys
 
@@ -163,30 +149,21 @@ class Topics(Facility):
         message_id = f"{self._prefix}-{self._next():x}"
         body = encode((p.topic, p.message, p.metadata or None, int(time.time()), message_id))
         partition = self.places.partition(p.topic) // self._width * self._width
-        turn, needed = self._turns[partition], 0
+        if not self.mirror.number:
+            await self._read(0)
         while True:
-            self.unsent += 1
-            await turn.acquire(again=needed > 0)
-            try:
-                if needed > self.mirror.number or not self._reads:
-                    await self._read(needed)
-                known = self.mirror.number
-                fields: Set[bytes] = await in_slices(self.mirror.match(p.topic), self.link.soon)
-                matched, gateways = 0, set()
-                for field in fields:
-                    gateway, _, number = field.partition(b" ")
-                    if gateway != self.gateway or int(number) in self.here.subscriptions:  # ours may have ended by now
-                        matched += 1
-                        gateways.add(gateway)
-                arguments = (b"%d" % known, body, *gateways)
-                call = self.link.call(partition, "syn_p_publish", self._told(partition), arguments, once=True)
-            finally:
-                self.unsent -= 1
-                turn.release()
-            needed = await call
+            matched, gateways = 0, set()
+            for field in self.mirror.match(p.topic):
+                gateway, _, number = field.partition(b" ")
+                if gateway != self.gateway or int(number) in self.here.subscriptions:  # ours may have ended by now
+                    matched += 1
+                    gateways.add(gateway)
+            arguments = (b"%d" % self.mirror.number, body, *gateways)
+            needed = await self.link.call(partition, "syn_p_publish", self._told(partition), arguments, once=True)
             if not needed:
                 self.published += 1
                 return c.TopicPublishAnswer(message_id, p.topic, matched)
+            await self._read(needed)
 
     async def subscribe(self, p: c.PubSubSubscribe, caller: Caller) -> c.SubscribedToTopics:
         await self.all([self.channels.listen(q, self.places.gateway(q, self.gateway)) for q in self._partitions])
@@ -331,33 +308,7 @@ class Topics(Facility):
             await self._enter(mine[field])
 
     def received(self, packed: bytes) -> None:
-        """Push a message to the subscriptions here, behind those that came before it."""
-        self._arrived.append(packed)
-        self._arrived_bytes += len(packed)
-        if len(self._arrived) == 1:
-            self._delivering = self._deliver()
-            self._go_on()
-        elif self._arrived_bytes > MOST_ARRIVED:
-            self._go_on(whole=True)
-
-    def _go_on(self, *, whole: bool = False) -> None:
-        """Push a part of what has arrived, or the whole of it."""
-        end = time.perf_counter() + SLICE
-        for _ in self._delivering:
-            if not whole and time.perf_counter() >= end:
-                self.link.soon(self._go_on)
-                return
-
-    def _deliver(self) -> Steps:
-        while self._arrived:
-            packed = self._arrived[0]
-            try:
-                topic, message, metadata, at, message_id = decode(packed)
-                item = c.TopicMessage(topic, message, metadata or {}, at, message_id)
-                for number in (yield from self.here.deliver(topic, item)):
-                    self._gone(number)
-            except Exception:  # of one message; the others are for others
-                log.exception("a topic's message was not taken well")
-            self._arrived_bytes -= len(packed)
-            self._arrived.popleft()
-            yield
+        """Push a message to the subscriptions here."""
+        topic, message, metadata, at, message_id = decode(packed)
+        for number in self.here.deliver(topic, c.TopicMessage(topic, message, metadata or {}, at, message_id)):
+            self._gone(number)

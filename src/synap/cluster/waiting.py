@@ -21,7 +21,6 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.queues import CONSUME, NO_QUEUE, Delivery, Queues, id_text, lease_text, milliseconds
 from synap.cluster.running import Pending, Running
-from synap.engine.callers import Steps
 from synap.engine.limits import check_name, fitting
 from synap.engine.queues import acked_twice, no_message
 from synap.engine.queuestore import SUFFIX, no_queue
@@ -42,8 +41,8 @@ class Consumers:
         self.channels = channels
         self.gateway = gateway
         self.lines: Dict[str, Line] = {}
-        self._left: Optional[Dict[str, None]] = None
-        """Queues that are to be told later that some wait no longer, while requests are cancelled."""
+        self._left: Optional[Dict[str, Line]] = None
+        """Lines that some have left, to be told of `together`."""
         self.joiner = Joiner(link, c.QUEUE_CONSUME, self._take_together)
         """For consumes that don't wait, or that ask once before they do."""
 
@@ -72,11 +71,6 @@ class Consumers:
         call.when_done(done)
         return taken
 
-    def _is_waited_for(self, queue: str) -> bool:
-        """Whether some wait for a queue's messages: they come before who doesn't wait."""
-        line = self.lines.get(queue)
-        return line is not None and any(not waiter.result.done for waiter in line.waiters)
-
     @property
     def waiting(self) -> int:
         """How many wait."""
@@ -101,7 +95,8 @@ class Consumers:
             own = (lease, request.kin, b"1", id_text(p.ack), lease_text(p.ack_lease))
         else:
             own = (lease, request.kin, b"1", b"", b"")
-            if self._is_waited_for(queue):
+            line = self.lines.get(queue)
+            if line is not None and line.waiters:  # those who wait come first
                 nothing = Pending()
                 nothing.finish([])
                 return nothing
@@ -165,8 +160,9 @@ class Consumers:
             found: List[Delivery] = []
             try:
                 for queue in queues:
-                    if settled is None and self._is_waited_for(queue):
-                        continue
+                    line = self.lines.get(queue)
+                    if settled is None and line is not None and line.waiters:
+                        continue  # those who wait come first
                     own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
                     asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
                     taken.append(asked)
@@ -251,39 +247,36 @@ class Consumers:
     # ------------------------------------------------------------------------------------------ lines
 
     def remove(self, waiter: Waiter) -> None:
-        """Remove a waiter, whose result is there, from all its lines."""
+        """Remove a waiter from all its lines."""
         for queue in waiter.queues:
             line = self.lines.get(queue)
-            if line is not None and line.leave(waiter):
-                if self._left is None:
-                    self.withdraw(queue)
-                else:
-                    self._left[queue] = None
+            if line is not None:
+                line.leave(waiter)
 
-    def withdraw(self, queue: str) -> None:
-        """Tell a queue how many still wait here; with none, this gateway is no longer registered."""
-        waiting = len(self.lines[queue].waiters) if queue in self.lines else 0
-        self.queues.tend("syn_q_withdraw", queue, self.gateway, b"%d" % waiting)
+    def withdraw(self, line: Line) -> None:
+        """Tell the queue how many still wait in a line; with none, this gateway is no longer registered."""
+        if self._left is None:
+            self.queues.tend("syn_q_withdraw", line.queue, self.gateway, b"%d" % len(line.waiters))
+        else:
+            self._left[line.queue] = line
 
-    def cancel(self, requests: Sequence[Pending]) -> Steps:
-        """Cancel requests, in steps, and tell each queue once how many still wait."""
-        left: Dict[str, None] = {}
-        for one in requests:
-            self._left = left
-            try:
-                one.cancel()
-            finally:
-                self._left = None
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell each queue how many still wait once, however many leave meanwhile."""
+        left: Dict[str, Line] = {}
+        self._left = left
+        try:
             yield
-        for queue in left:
-            self.withdraw(queue)
-            yield
+        finally:
+            self._left = None
+            for line in left.values():
+                self.withdraw(line)
 
     def hint(self, queue: str) -> None:
         """Act on a hint: there is something, or the queue was deleted."""
         line = self.lines.get(queue)
         if line is None:
-            self.withdraw(queue)  # none wait here any more: the hint goes to the next gateway
+            self.withdraw(Line(self, queue))  # none wait here any more: the hint goes to the next gateway
         else:
             line.ask()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Dict, Iterable, Iterator, List, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import STEP, Caller, Steps, at_once, in_order
+from synap.engine.callers import STEP, Caller, Steps, at_once, in_order, run
 from synap.engine.core import Core
 from synap.engine.limits import check_name
 from synap.engine.streams import too_many
@@ -222,15 +222,13 @@ class Topics:
         """Leave out those that are about to begin, or have ended."""
         return [one for id, one in listeners.items() if id in self.subscriptions]
 
-    def deliver(self, topic: str, item: c.TopicMessage) -> Steps:
-        """Push a message that was published elsewhere to the subscribers of its topic here.
+    def deliver(self, topic: str, item: c.TopicMessage) -> List[int]:
+        """Push a message that was published elsewhere to the subscribers of its topic here, in order with the others.
 
         Returns the subscriptions that it ended, since their callers are too slow.
         """
         listeners = self._listeners(topic)
-        if not isinstance(listeners, dict):
-            listeners = yield from listeners
-        return self._push(list(listeners.values()), item)
+        return self._push(list((listeners if isinstance(listeners, dict) else run(listeners)).values()), item)
 
     def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> List[int]:
         self.published += 1

@@ -186,6 +186,8 @@ class Batching(Measured):
             item = self.items[place]
             begun = None
             try:
+                if self.passed:
+                    raise self.too_large("before this one", "this command was not executed")
                 command = COMMANDS.get(item.command) or find(item.command, hint=self.errors < HINTS)
                 body = bytes(item.payload) or codec.empty
                 if len(body) > LARGE:
@@ -198,8 +200,6 @@ class Batching(Measured):
                         raise codec.refusal(command, body, malformed, self.errors < HINTS) from None
                 if command.admin or session.permit is not None:
                     session.check(command, payload)
-                if self.passed:
-                    raise self.too_large("before this one", "this command was not executed")
                 if host.holds:
                     begun = len(journal.undos), len(journal.records)
                 if self.numbered:
@@ -211,7 +211,7 @@ class Batching(Measured):
                     if command.writes:
                         self.wrote = True
                 begun = None
-                kind = type(answer)
+                kind, before = type(answer), self.weight
                 if kind is GeneratorType:
                     answer = yield from self._in_slices(answer) if command.sharing else jobs.alone(answer)
                     kind, now = type(answer), host.clock()
@@ -222,7 +222,9 @@ class Batching(Measured):
                 else:
                     self.add(answer)
                 if self.weight > self.most and not command.has_effects:
-                    raise self.too_large("up to this one", "this command's is left out")
+                    refused = self.too_large("up to this one", "this command's is left out")
+                    self.weight = before
+                    raise refused
                 outcomes.append(BatchOutcome("success", answer))
             except SynapError as error:
                 self._failed(error)
@@ -235,7 +237,7 @@ class Batching(Measured):
 
     def _count_error(self, message: str) -> None:
         self.errors += 1
-        self.weight += SMALL + len(message)
+        self.weight += SMALL + 12 * len(message)  # JSON may write a character as six, and details may say it again
 
     def _failed(self, error: SynapError, *, counted: bool = False) -> None:
         self._count_error(error.message)

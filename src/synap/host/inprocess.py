@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import concurrent.futures.thread  # noqa: F401
 import logging
 import os
 import threading
@@ -134,7 +135,7 @@ _opening: Dict[str, asyncio.Future[LocalHost]] = {}
 
 def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock] = None) -> LocalHost:
     """Open the engine behind a URL, or share it; `leave` when done. Raises `SynapError`."""
-    _leave_dropped()
+    _leave_dropped(slow=scheme != "memory")
     if scheme == "memory" and not path:
         return _open(scheme, path, options, clock)
     name = f"file://{os.path.realpath(path)}" if scheme == "file" else _name(scheme, path, options)
@@ -157,12 +158,12 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
 
 def _name(scheme: str, path: str, options: Mapping[str, Any]) -> str:
     """Return what an engine is shared by; a cluster's with other options is another one."""
-    return f"{scheme}://{path}" if scheme == "memory" else f"{scheme}://{path} {sorted(options.items())}"
+    return f"{scheme}://{path}" if scheme == "memory" else f"{scheme}://{path} {sorted(options.items(), key=str)}"
 
 
 async def enter_here(scheme: str, path: str, options: Mapping[str, Any]) -> LocalHost:
     """Open or share a cluster's host that runs in the current event loop, without a thread. Otherwise as `enter`."""
-    _leave_dropped()
+    _leave_dropped(slow=False)
     loop = asyncio.get_running_loop()
     name = f"{_name(scheme, path, options)} {id(loop)}"
     with _registry:
@@ -237,13 +238,13 @@ def drop(local: LocalHost, sessions: Sequence[Session]) -> None:
         warnings.warn(text, ResourceWarning, stacklevel=2)
 
 
-def _leave_dropped() -> None:
-    while _dropped:
-        try:
-            local, sessions = _dropped.popleft()
-        except IndexError:  # another thread was faster
-            return
-        leave(local, sessions)
+def _leave_dropped(*, slow: bool = True) -> None:
+    """Leave for clients that were garbage-collected: all, or only what closes without taking its time."""
+    for entry in list(_dropped):
+        if slow or entry[0].registry is _registry:
+            with suppress(ValueError):  # another thread was faster
+                _dropped.remove(entry)
+                leave(*entry)
 
 
 def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock]) -> LocalHost:
@@ -261,7 +262,8 @@ def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
 # ------------------------------------------------------------------------------------------ forks
 
 # A child gets a copy of every engine in memory. All engines are locked during the fork, so that none is copied in the
-# middle of a change. Their own threads come first: what they report takes the lock.
+# middle of a change. Their own threads come first: what they report takes the lock. The lock of concurrent.futures is
+# taken last, since that was imported before this: whoever opens a directory starts a thread with it.
 
 _locked: List[LocalHost] = []
 _still = ExitStack()

@@ -41,8 +41,8 @@ class Audit:
         self._path = path
         self._bucket = Bucket(RATE, clock)
         self._left_out = 0
-        self._unfinished: dict[Steps, None] = {}
-        """Of batches that were executed, the lines still to be written."""
+        self._unfinished: dict[Steps, Session] = {}
+        """Of batches that were executed, the lines still to be written, and whose they are."""
         self._descriptor = -1
         self._torn = ""
         """What comes before the next line: a newline where the last one is there in part."""
@@ -86,6 +86,8 @@ class Audit:
 
         `what` and `content`: its outcome, `ANSWER` with the answer or `REFUSE` with the error.
         """
+        if entry.session in self._unfinished.values():  # what it sent before comes before
+            self.finish(entry.session)
         refusal = content.code if what == REFUSE else "ok"
         command, head = entry.command, _head(entry.who)
         if not command.bundle:
@@ -94,7 +96,7 @@ class Audit:
         steps = self._lines(entry, content, refusal, head)
         if next(steps, steps) is steps:
             return
-        self._unfinished[steps] = None
+        self._unfinished[steps] = entry.session
         entry.session.hold(self._rest(steps))
 
     def _rest(self, steps: Steps) -> Steps:
@@ -103,9 +105,9 @@ class Audit:
         finally:
             self._unfinished.pop(steps, None)
 
-    def finish(self) -> None:
-        """Write what is still to be written."""
-        for steps in list(self._unfinished):
+    def finish(self, session: Session | None = None) -> None:
+        """Write what is still to be written, of one session or of all."""
+        for steps in [steps for steps, whose in self._unfinished.items() if session in (None, whose)]:
             self._unfinished.pop(steps, None)
             try:
                 run(steps)

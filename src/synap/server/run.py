@@ -147,6 +147,8 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
     finally:
         # In another thread: the log reports the last commits on this one.
         await asyncio.get_running_loop().run_in_executor(None, opened.close)
+    if service.audit is not None:
+        service.audit.finish()  # what was on disk only as the log was closed
     return FAILED if failed else OK
 
 

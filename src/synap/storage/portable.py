@@ -31,6 +31,7 @@ from typing_extensions import Annotated
 
 from synap import commands as c
 from synap.engine import records as r
+from synap.engine.callers import run
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.limits import check_name
@@ -41,7 +42,7 @@ from synap.storage.durable import random_ids, spacious_engine
 from synap.storage.layout import DATABASE, no_data
 from synap.storage.recovery import Progress, recover
 from synap.storage.write_directory import new_directory, write_engine
-from synap.wire import values
+from synap.wire import large, values
 
 FORMAT = 1
 Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -343,7 +344,10 @@ def _value(number: int, line: Line) -> bytes:
     if packed is None and not bytes(raw):
         raise _broken(number, f"{name} is missing")
     try:
-        return values.from_json(raw) if packed is None else values.from_msgpack(base64.b64decode(packed, validate=True))
+        if packed is None:
+            return values.from_json(raw)
+        data = base64.b64decode(packed, validate=True)
+        return run(large.take(data, "msgpack")) if len(data) >= large.LARGE else values.from_msgpack(data)
     except (binascii.Error, SynapError) as error:
         raise _broken(number, f"{name} can't be read: {error}") from None
 

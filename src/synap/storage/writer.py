@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Union
 
@@ -153,7 +153,10 @@ class LogWriter(Log):
     @contextmanager
     def still(self) -> Iterator[None]:
         """Keep this log's threads out of SQLite, whose own locks a forked child would have for ever."""
-        with self._writing, self._checkpointer.copying:
+        with ExitStack() as held:
+            if threading.current_thread() is not self._thread:  # that forks as it tells of trouble, not within SQLite
+                held.enter_context(self._writing)
+            held.enter_context(self._checkpointer.copying)
             yield
 
     # ------------------------------------------------------------------------------------------ the host's thread

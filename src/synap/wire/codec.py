@@ -226,7 +226,10 @@ class Codec:
             raise SynapError("INVALID_PAYLOAD", message, {"field": name})
 
     def _take(self, value: msgspec.Raw) -> Steps:
-        if len(value) >= large.LARGE:
+        size = len(value)
+        if size >= large.LARGE or (
+            size >= values.LARGE and self.format == "msgpack" and values.may_have_many_keys(bytes(value))
+        ):
             return (yield from large.take(value, self.format))
         return self.keep(value)
 

@@ -189,8 +189,8 @@ def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
     if len(data) == 1 and data[0] < 0x80:
         return b"\xcc" + data
     try:
-        if len(data) >= LARGE and data[0] in _LEVELS and (b"\xde" in data or b"\xdf" in data):
-            _check_keys(data)  # else no dictionary in it has more than 15 keys
+        if len(data) >= LARGE and data[0] in _LEVELS and may_have_many_keys(data):
+            _check_keys(data)
         value = _pack_decode(data)
         if type(value) is not str and type(value) is not bytes:
             check(value, "msgpack")
@@ -199,6 +199,11 @@ def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise refuse("$", str(error)) from None
     return data
+
+
+def may_have_many_keys(data: bytes) -> bool:
+    """Return whether a dictionary in MessagePack may have more than 15 keys."""
+    return b"\xde" in data or b"\xdf" in data
 
 
 def _check_keys(data: bytes) -> None:

@@ -20,7 +20,8 @@ from synap.worker.handlers import Overrun
 from synap.worker.message import Message
 
 LOADING = 60.0
-"""Seconds that a process may take to start and to import a function; the function's own time begins then."""
+"""Seconds that a process may take at least to start and to import a function that has a `timeout`, which counts from
+then on."""
 LOOK = 0.2
 """Seconds without an answer after which a process is looked at: what it has forked keeps its pipe open when it ends."""
 
@@ -102,7 +103,8 @@ class ProcessPool:
                 await asyncio.get_running_loop().run_in_executor(self._threads, self._start)
                 child = self._idle.pop() if self._idle else None  # not looked at: one that always dies has to be told
             if function not in child.loaded:
-                await self._outcome(child, pickle.dumps((_load, (function,))), LOADING)  # an error comes again
+                longest = None if timeout is None else max(LOADING, timeout)
+                await self._outcome(child, pickle.dumps((_load, (function,))), longest)  # an error comes again
                 child.loaded.add(function)
             succeeded, outcome = await self._outcome(child, job, timeout)
             self._idle.append(child)
