@@ -69,6 +69,18 @@ async def test_clients_with_other_options_share_no_host(colour: str, one_node: T
         assert (await here.kv.get("k")).value == 1
 
 
+async def test_others_are_opened_while_a_client_of_the_cluster_is_closed(one_node: ThrowawayCluster) -> None:
+    """Closing waited for the event loop, which waited for it."""
+    client = AsyncSynapClient(url=one_node.url, engine=a_space())
+    await client.kv.set("k", 1)
+    closing = asyncio.ensure_future(client.close())
+    while not closing.done():
+        async with AsyncSynapClient("memory://named") as other:
+            await other.kv.set("k", 1)
+        await asyncio.sleep(0)
+    await closing
+
+
 async def test_a_channel_that_is_left_before_it_is_confirmed_leaves_nothing_behind(host: ClusterHost) -> None:
     channels, place = host.channels, host.link.places.room(0, "r")[3]
     gone = channels.listen(0, place)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from base64 import b64encode
 from typing import Any, Dict, List
 
 import pytest
@@ -160,6 +161,18 @@ HEADER = b'{"type":"header","format":1,"exported":0}\n'
         (HEADER + b'{"type":"key","key":"a"}\n', "line 2: value is missing"),
         (HEADER + b'{"type":"key","key":"","value":1}\n', "line 2: not a line of an export"),
         (HEADER + b'{"type":"key","key":"a","value_msgpack":"?"}\n', "line 2: value can't be read"),
+        *(
+            (
+                HEADER + b'{"type":"key","key":"a","value_msgpack":"%s"}\n' % b64encode(value + b"more"),
+                "line 2: value can't",
+            )
+            for value in (
+                b"\x01",
+                b"\x01" * 70_000,
+                b"\xda\xff\xff" + b"x" * 65_535,
+                b"\xdc\xff\xff" + b"\x01" * 65_535,
+            )
+        ),
         (HEADER + b'{"type":"thing"}\n', "line 2: not a line of an export: Invalid value 'thing'"),
         (HEADER + b'{"type":"message","queue":"q","message":1,"priority":12}\n', "line 2: .*priority"),
         (HEADER + b'{"type":"end","lines":0}\n' + HEADER, "line 3: there is something behind the end"),

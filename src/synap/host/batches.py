@@ -211,7 +211,7 @@ class Batching(Measured):
                     if command.writes:
                         self.wrote = True
                 begun = None
-                kind, before = type(answer), self.weight
+                kind, before = type(answer), (self.weight, self.listed)
                 if kind is GeneratorType:
                     answer = yield from self._in_slices(answer) if command.sharing else jobs.alone(answer)
                     kind, now = type(answer), host.clock()
@@ -223,7 +223,7 @@ class Batching(Measured):
                     self.add(answer)
                 if self.weight > self.most and not command.has_effects:
                     refused = self.too_large("up to this one", "this command's is left out")
-                    self.weight = before
+                    self.weight, self.listed = before
                     raise refused
                 outcomes.append(BatchOutcome("success", answer))
             except SynapError as error:
@@ -237,7 +237,8 @@ class Batching(Measured):
 
     def _count_error(self, message: str) -> None:
         self.errors += 1
-        self.weight += SMALL + 12 * len(message)  # JSON may write a character as six, and details may say it again
+        each = 2 if message.isascii() and message.isprintable() else 12  # else JSON may write it as six
+        self.weight += SMALL + each * len(message)  # details may say it again
 
     def _failed(self, error: SynapError, *, counted: bool = False) -> None:
         self._count_error(error.message)

@@ -219,10 +219,14 @@ def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
     finally:
         with local.registry:
             local.users -= 1
-            if local.users == 0:
+            over = local.users == 0
+            if over:
                 for name in [name for name, shared in list(_shared.items()) if shared is local]:
                     del _shared[name]
-                local.close()
+                if local.registry is _slow:  # whoever opens a directory next needs it unlocked
+                    local.close()
+        if over and local.registry is not _slow:  # a cluster's waits for its event loop, which may wait for the lock
+            local.close()
 
 
 def drop(local: LocalHost, sessions: Sequence[Session]) -> None:
@@ -239,9 +243,9 @@ def drop(local: LocalHost, sessions: Sequence[Session]) -> None:
 
 
 def _leave_dropped(*, slow: bool = True) -> None:
-    """Leave for clients that were garbage-collected: all, or only what closes without taking its time."""
+    """Leave for clients that were garbage-collected: all, or only what closes at once, without its event loop."""
     for entry in list(_dropped):
-        if slow or entry[0].registry is _registry:
+        if slow or (entry[0].registry is _registry and entry[0].loop is None):
             with suppress(ValueError):  # another thread was faster
                 _dropped.remove(entry)
                 leave(*entry)

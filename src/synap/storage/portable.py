@@ -254,6 +254,7 @@ class CursorLine(_Line, tag="cursor"):
 Line = Union[KeyLine, QueueLine, MessageLine, RoomLine, EventLine, CursorLine]
 
 _decode = msgspec.json.Decoder(Union[HeaderLine, EndLine, Line]).decode
+_cut_out = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 
 class _Context:
@@ -347,8 +348,11 @@ def _value(number: int, line: Line) -> bytes:
         if packed is None:
             return values.from_json(raw)
         data = base64.b64decode(packed, validate=True)
-        return run(large.take(data, "msgpack")) if len(data) >= large.LARGE else values.from_msgpack(data)
-    except (binascii.Error, SynapError) as error:
+        if len(data) < large.LARGE:
+            return values.from_msgpack(data)
+        taken: bytes = run(large.take(_cut_out(data), "msgpack"))
+        return taken
+    except (binascii.Error, msgspec.DecodeError, SynapError) as error:
         raise _broken(number, f"{name} can't be read: {error}") from None
 
 

@@ -34,7 +34,6 @@ local MEMORY = 600000     -- ms that answers are remembered after the last one o
 local RENEWAL = 60000     -- ms after which a memory's expiry is put off
 local MARK = '!'          -- in a memory of answers: a second try came before the first
 local BATCH = 32          -- leases or delays that one call ends
-local ROUNDS = 20         -- times as many, where it is called for that
 local SHORT_CUTS = true    -- false, as a test has it: what is usual goes the way of all else, to the same effect
 local bodies = {}         -- function -> what an atomic batch runs
 local failures = {}       -- function -> what says of its answer why an atomic batch fails, where that is no error

@@ -251,16 +251,6 @@ local function settle(q, letters, time)
   return due
 end
 
--- Do so for whoever looks at the queue: ROUNDS times as many.
-local function settle_all(q, letters, time)
-  local due
-  for _ = 1, ROUNDS do
-    due = settle(q, letters, time)
-    if due == 0 or due > time then break end
-  end
-  return due
-end
-
 -- Why a caller doesn't hold the lease of a message, in the contract's word; nil where it does. `lease` is the lease's
 -- number, 0 for whoever has it, or '' for a caller of the holder's kin.
 local function refusal(kept, lease, kin, time)

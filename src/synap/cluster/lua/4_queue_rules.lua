@@ -162,7 +162,7 @@ change('syn_q_stats', function(K, A)
   local q, letters = both(K, A[3])
   local time, waiting, h = now(), 0, {}
   if call('EXISTS', q.h) == 0 then return missing(q.name) end
-  settle_all(q, letters, time)
+  settle(q, letters, time)
   local t = head(q.h)
   local all = call('HGETALL', q.h)
   for i = 1, #all, 2 do
@@ -214,7 +214,7 @@ end)
 change('syn_q_settle', function(K, A)
   local q, letters = both(K, A[3])
   if call('EXISTS', q.h) == 0 then return {0} end
-  return {whole(settle_all(q, letters, now()))}
+  return {whole(settle(q, letters, now()))}
 end, {'allow-oom'})
 
 -- K QD   -> names of queues with something due

@@ -97,7 +97,7 @@ class AsyncLocalLane(AsyncLane):
                 raise
         attachment = self._here()
         if attachment is not None or self.closed:  # another task was faster, or `close()`
-            await _on_a_thread(leave, local)
+            await _on_a_thread(local, leave, local)
             if attachment is None:
                 raise client_closed()
             return attachment
@@ -201,7 +201,7 @@ class AsyncLocalLane(AsyncLane):
         self._pushed.clear()
         for attachment in attachments:
             if attachment.local.durable:  # waits for the disk. Cancelled in the queue, it would never run
-                await _on_a_thread(attachment.leave)
+                await _on_a_thread(attachment.local, attachment.leave)
             else:
                 attachment.leave()
             self.disconnected("the client was closed")
@@ -215,11 +215,16 @@ class AsyncLocalLane(AsyncLane):
             self._attachment = None
 
 
-async def _on_a_thread(function: Callable[..., None], *arguments: Any) -> None:
-    """Run a function to its end on a thread, where one can be started: not while the interpreter ends."""
+async def _on_a_thread(local: LocalHost, function: Callable[..., None], *arguments: Any) -> None:
+    """Run a function to its end on a thread, where one can be started: not while the interpreter ends.
+
+    Raises `RuntimeError` where none can be and the host's event loop is this one, which it needs meanwhile.
+    """
     try:
         running = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     except RuntimeError:
+        if local.loop is not None:
+            raise
         function(*arguments)
     else:
         await asyncio.shield(running)

@@ -197,8 +197,10 @@ def _is_plain(key: Any) -> bool:
 def enter_arguments(config: ClientConfig, target: Target) -> Tuple[str, str, Dict[str, Any], Any]:
     """Return the arguments of `synap.host.inprocess.enter` for the engine of a client."""
     options = {"fsync": config.fsync, **(config.engine or {})}
-    if target.scheme in ("valkeys", "rediss") and not options.keys() & set(_TLS.values()):
-        options.update({its: getattr(config, own) for own, its in _TLS.items() if getattr(config, own) is not None})
+    if target.scheme in ("valkeys", "rediss"):
+        for own, its in _TLS.items():
+            if getattr(config, own) is not None:
+                options.setdefault(its, getattr(config, own))
     return target.scheme, target.path, options, config.clock
 
 
