@@ -482,6 +482,7 @@ async def test_an_error_is_freed_without_the_garbage_collector(make: Make, serve
         except SynapError as error:
             seen = weakref.ref(error)
         await client.kv.get("key")
-        assert seen() is None
+        while seen() is not None:  # a thread that made the call may still be ending it
+            await asyncio.sleep(0.001)
     finally:
         gc.enable()
