@@ -13,7 +13,8 @@ import pytest
 import synap
 from synap import AsyncSynapClient
 from synap.lanes.io.network import AsyncNetwork
-from synap.lanes.native.connection import FLUSH_AFTER, HIGH_WATER, LARGE, Connection
+from synap.lanes.native.connection import HIGH_WATER, LARGE, Connection
+from synap.lanes.native.pipelining import MOST as TOGETHER
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
@@ -214,7 +215,7 @@ async def eventually(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 SIZES = [pytest.param(20_000, id="small"), pytest.param(200_000, id="large")]
-MOST = HIGH_WATER + FLUSH_AFTER * LARGE + 300_000
+MOST = HIGH_WATER + TOGETHER * LARGE + 300_000
 """Bytes that may wait in the client, at most: those that make it full came in one piece."""
 
 

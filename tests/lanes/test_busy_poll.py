@@ -11,7 +11,7 @@ from typing import Any, List, Optional, Union
 import pytest
 
 from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
-from synap.lanes.native import busy_poll
+from synap.lanes.native import cpus
 from synap.lanes.native.busy_poll import (
     BUDGET,
     MISS_COST,
@@ -20,9 +20,9 @@ from synap.lanes.native.busy_poll import (
     POLLS,
     RECHECK,
     BusyPoll,
-    has_cpus,
-    overcommitted,
 )
+from synap.lanes.native.cpus import has_cpus, overcommitted
+from tests.helpers.cpus import set_runnable, use_cpus
 from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService
 
@@ -30,18 +30,7 @@ WAYS = [(True, 2, True), (4e-4, 2, True), (False, 2, False), (True, 1, False), (
 """The option, the CPUs that the process may use, and whether it polls."""
 
 
-@pytest.fixture(autouse=True)
-def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Have an idle machine; tests write another load into the file."""
-    load = tmp_path / "loadavg"
-    set_runnable(load, 1)
-    monkeypatch.setattr(busy_poll, "LOADAVG", str(load))
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    return load
-
-
-def set_runnable(load: Path, threads: int) -> None:
-    load.write_text(f"0.20 0.18 0.12 {threads}/80 11206\n")
+pytestmark = pytest.mark.usefixtures("load")
 
 
 def play(decision: BusyPoll, outcomes: List[bool]) -> int:
@@ -110,19 +99,15 @@ def test_a_system_that_does_not_tell_its_load_is_taken_for_idle(load: Path) -> N
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells it")
 def test_the_load_of_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(busy_poll, "LOADAVG", "/proc/loadavg")
+    monkeypatch.setattr(cpus, "LOADAVG", "/proc/loadavg")
     monkeypatch.setattr("os.cpu_count", lambda: 0.5)  # who reads runs
     assert overcommitted()
 
 
-def cpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(count)), raising=False)
-
-
 def test_nothing_polls_on_one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpus(monkeypatch, 2)
+    use_cpus(monkeypatch, 2)
     assert has_cpus()
-    cpus(monkeypatch, 1)
+    use_cpus(monkeypatch, 1)
     assert not has_cpus()
 
 
@@ -150,7 +135,7 @@ def answers_slow_at_times(peer: Peer) -> None:
 def test_the_sync_client_is_answered_with_and_without_polling(
     spin: Union[bool, float], count: int, polls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpus(monkeypatch, count)
+    use_cpus(monkeypatch, count)
     with ScriptedService(answers_slow_at_times) as service, SynapClient(service.url, retries=0, spin=spin) as client:
         assert [client.kv.incr("n") for _ in range(10)] == list(range(10))
         lane: Any = client._calls.lane
@@ -162,7 +147,7 @@ def test_the_sync_client_is_answered_with_and_without_polling(
 async def test_the_async_client_is_answered_with_and_without_polling(
     spin: Union[bool, float], count: int, polls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpus(monkeypatch, count)
+    use_cpus(monkeypatch, count)
     with ScriptedService(answers_slow_at_times) as service:
         async with AsyncSynapClient(service.url, retries=0, spin=spin) as client:
             assert [await client.kv.incr("n") for _ in range(10)] == list(range(10))
@@ -175,7 +160,7 @@ def connection_of(client: AsyncSynapClient) -> Any:
 
 
 async def test_a_loop_sleeps_after_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpus(monkeypatch, 2)
+    use_cpus(monkeypatch, 2)
     asked, answer = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -205,7 +190,7 @@ async def test_a_loop_sleeps_after_a_miss(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_a_loop_that_polls_for_one_answer_after_the_other_stops_where_cpus_become_scarce(
     load: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpus(monkeypatch, 2)
+    use_cpus(monkeypatch, 2)
     monkeypatch.setattr("synap.lanes.native.busy_poll.POLL_TIME", 60.0)
 
     def script(peer: Peer) -> None:
@@ -225,7 +210,7 @@ async def test_a_loop_that_polls_for_one_answer_after_the_other_stops_where_cpus
 
 
 async def test_other_tasks_go_on_while_a_loop_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpus(monkeypatch, 2)
+    use_cpus(monkeypatch, 2)
     monkeypatch.setattr("synap.lanes.native.busy_poll.POLL_TIME", 60.0)
     turns: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()

@@ -15,7 +15,8 @@ from synap.errors import SynapError
 from synap.lanes import errors
 from synap.lanes.io.network import Network
 from synap.lanes.io.threads import Stream
-from synap.lanes.native.busy_poll import BusyPoll, has_cpus
+from synap.lanes.native.busy_poll import BusyPoll
+from synap.lanes.native.cpus import has_cpus
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault

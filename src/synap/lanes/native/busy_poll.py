@@ -8,7 +8,7 @@ then takes the CPU from threads that have work.
 
 from __future__ import annotations
 
-import os
+from synap.lanes.native.cpus import overcommitted
 
 POLL_TIME = 60e-6
 """Seconds that an event loop polls after a lone request, unless the caller says how long."""
@@ -21,25 +21,6 @@ PAUSE = 256
 """Once polling is given up, lone calls until it is tried again."""
 RECHECK = 128
 """Polls after which the number of runnable threads is read again."""
-LOADAVG = "/proc/loadavg"
-"""Where Linux tells the number of runnable threads, before the slash: proc_loadavg(5)."""
-
-
-def has_cpus() -> bool:
-    """Return whether this process may use more than one CPU: the service needs one while this process polls."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) > 1
-    return (os.cpu_count() or 1) > 1
-
-
-def overcommitted() -> bool:
-    """Return whether more threads are runnable now than the machine has CPUs; False where the system doesn't tell."""
-    try:
-        with open(LOADAVG, "rb", buffering=0) as loadavg:
-            runnable = int(loadavg.read(64).split(b"/", 1)[0].rsplit(None, 1)[-1])
-    except (OSError, ValueError, IndexError):
-        return False
-    return runnable > (os.cpu_count() or 1)
 
 
 class BusyPoll:

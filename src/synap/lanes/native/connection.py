@@ -1,10 +1,10 @@
 """One multiplexed native connection in an event loop: buffering, pipelining, deadlines.
 
-Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves at once, and of many
-the first are written before the turn ends. After a lone call the loop may poll for its answer before it sleeps
-(`busy_poll`). Answers resume their tasks while the read that brought them is processed, so requests that these make
-leave in the same turn. One timer at the earliest deadline serves all calls. Data is received into one buffer, since a
-`recv` that allocates maps and unmaps memory each time.
+Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves at once, and of
+several the first are written before the turn ends (`pipelining`). After a lone call the loop may poll for its answer
+before it sleeps (`busy_poll`). Answers resume their tasks while the read that brought them is processed, so requests
+that these make leave in the same turn. One timer at the earliest deadline serves all calls. Data is received into one
+buffer, since a `recv` that allocates maps and unmaps memory each time.
 
 The `Conversation` interprets the frames.
 """
@@ -18,8 +18,10 @@ from typing import Any, Awaitable, Callable, Dict, Optional, cast
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.lanes.errors import subscription_lost
-from synap.lanes.native.busy_poll import BusyPoll, has_cpus
+from synap.lanes.native.busy_poll import BusyPoll
+from synap.lanes.native.cpus import has_cpus
 from synap.lanes.native.pending import Pending, Ping, seen
+from synap.lanes.native.pipelining import MOST, Pipelining
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.compression import WORTH
@@ -31,11 +33,6 @@ HIGH_WATER = 256 * 1024
 """Bytes that may wait to be sent before new calls wait (back-pressure)."""
 LARGE = 64 * 1024
 """Bytes of a body from which on it has a write of its own, at once: copying so much costs more than a write."""
-FLUSH_AFTER = 25
-"""Requests that are written before the end of the turn (pipelining), so that the service works on them while further
-ones are made: half of those in flight where there are fewer than twice as many, an eighth above eight times."""
-MIN_BURST = 4
-"""Fewer requests than this are never written before the end of the turn."""
 MIN_TIMER = 0.01
 """The shortest time, in seconds, between two checks of the deadlines."""
 STALLED = 1.0
@@ -81,8 +78,11 @@ class Connection(asyncio.BufferedProtocol):
         self._room = self._reader.buffer()
         self._ping = 0
         self._out = conversation.out
-        self._flush_after = FLUSH_AFTER
+        self._pipelining = Pipelining()
+        self._flush_after = MOST
         self._flushing = False
+        self._turn_ended = _FOREVER
+        """When the last turn with requests ended, until answers came."""
         self._drained: Dict[asyncio.Future[bool], float] = {}
         self._busy_poll = BusyPoll(spin) if spin and has_cpus() else None
         self._polling = False
@@ -208,14 +208,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._out:
             self._write()
         in_flight = len(self.pending)
-        if in_flight:
-            self._flush_after = max(min(in_flight >> 1, FLUSH_AFTER), in_flight >> 3, MIN_BURST)
-        else:  # the next requests come in one burst
-            self._flush_after = FLUSH_AFTER
+        self._turn_ended = monotonic() if in_flight else _FOREVER
+        self._flush_after = self._pipelining.size(in_flight)
 
     def _write_early(self) -> None:
         self._write()
-        if self._flush_after < FLUSH_AFTER:  # there are more requests than in the last turn
+        if self._flush_after < MOST:  # there are more requests than in the last turn
             self._flush_after *= 2
 
     def _write(self) -> None:
@@ -269,8 +267,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         conversation = self.conversation
-        conversation.heard = monotonic()
+        conversation.heard = now = monotonic()
         conversation.missed = 0
+        if self._turn_ended < now:
+            self._pipelining.answered(now - self._turn_ended)
+            self._turn_ended = _FOREVER
         if self._wrapped:
             self._receive_wrapped(bytes(self._room[:nbytes]))
         elif not conversation.take_alone(self._room, nbytes):  # a lone answer: its task sends its next request itself
