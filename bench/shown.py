@@ -9,6 +9,8 @@ __all__ = ["CASES", "PEERS", "cases", "settings_line"]
 CASES = (
     ("get/async/1", "get, async, one by one"),
     ("set/async/1", "set, async, one by one"),
+    ("get/async/10", "get, async, 10 under way"),
+    ("set/async/10", "set, async, 10 under way"),
     ("get/async/100", "get, async, 100 under way"),
     ("set/async/100", "set, async, 100 under way"),
     ("mixed/async/100", ""),
@@ -17,6 +19,7 @@ CASES = (
     ("get/sync/8", "get, sync, 8 threads"),
     ("batch/200", "batch of 200 (commands)"),
     ("queue/cycle/50", "queue cycle, 50 under way"),
+    ("queue/combined/50", "queue cycle, acknowledging and taking in one call, 50 under way"),
     ("queue/sync/1", "queue cycle, sync, one by one"),
     ("stream/publish/100", "stream publish, 100 under way"),
     ("fanout/topic", "pub/sub 1→50 (deliveries)"),
