@@ -71,9 +71,23 @@ SEEDS = (
     Seed(
         "a second connection in a row is thought of as dead at once",
         "lanes/native/connection.py",
-        "        conversation.missed = 0\n        if self._wrapped",
-        "        if self._wrapped",
+        "        conversation.missed = 0\n        if self._turn_ended",
+        "        if self._turn_ended",
         "tests/lanes/test_pending.py -k pings",
+    ),
+    Seed(
+        "few requests are written at once though answers are slow",
+        "lanes/native/pipelining.py",
+        "        if seconds > QUICK:",
+        "        if seconds > 1e9:",
+        "tests/lanes/test_pipelining.py",
+    ),
+    Seed(
+        "a connection doesn't note how long answers take",
+        "lanes/native/connection.py",
+        "            self._pipelining.answered(now - self._turn_ended)\n",
+        "",
+        "tests/lanes/test_pipelining.py",
     ),
     Seed(
         "a consume of the async client is confirmed before its caller has it",
