@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import Any, List, Tuple
 from unittest.mock import patch
 
 import pytest
@@ -19,52 +18,13 @@ import synap
 from synap import SynapClient, SynapError
 from synap import commands as c
 from synap.host import inprocess
+from synap.host.inprocess import LocalHost
 from synap.host.registry import open_engine
 from synap.storage import checkpointing
 from synap.storage.store import Store
+from tests.helpers.forks import alone, forks, in_a_fork
 from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Peer, ScriptedService
-
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
-def alone(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test that forks in a process of its own: the one that runs all tests has threads of others."""
-
-    @functools.wraps(test)
-    def run(**paths: Path) -> None:
-        program = f"""
-            import pathlib, sys
-            from {__name__} import {test.__name__} as test
-            test.__wrapped__(*map(pathlib.Path, sys.argv[1:]))
-        """
-        command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning"]
-        command += ["-c", textwrap.dedent(program), *map(str, paths.values())]
-        roots = [str(Path(__file__).parents[2]), str(Path(synap.__file__).parents[1])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        assert ran.returncode == 0, ran.stderr
-
-    return run
-
-
-def in_a_fork(work: Callable[[], Any]) -> str:
-    """Run `work` in a forked child and return what it returned, or raised, as text."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(PATIENCE))
-            os.write(writing, str(work()).encode())
-        except BaseException as error:
-            os.write(writing, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read().decode()
-    os.waitpid(child, 0)
-    return said
 
 
 def numbered(peer: Peer) -> None:
@@ -120,6 +80,21 @@ def test_a_forked_child_can_fork_while_other_threads_work() -> None:
             over.set()
             for thread in threads:
                 thread.join()
+
+
+@pytest.mark.parametrize("url", ["memory://", "memory://opened", "file://"])
+def test_an_engine_is_not_opened_while_the_process_forks(url: str, tmp_path: Path) -> None:
+    begin = LocalHost.begin
+    excluded: List[bool] = []
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        excluded.append(inprocess._registry.locked() or inprocess._slow.locked())  # a fork takes both
+        begin(*arguments, **options)
+
+    with patch.object(LocalHost, "begin", watched):
+        with SynapClient(f"{url}{tmp_path}" if url == "file://" else url) as client:
+            client.kv.set("key", 1)
+    assert excluded == [True]
 
 
 def forks_outside(tmp_path: Path, module: Any, name: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from typing import (
     Any,
@@ -86,7 +87,15 @@ def close_shared_clients() -> None:
         client.close()
 
 
+def _forked() -> None:
+    """In a forked child: another thread of its parent may have the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
 atexit.register(close_shared_clients)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forked)
 
 
 def is_counter(value: object) -> bool:

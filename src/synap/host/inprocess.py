@@ -137,7 +137,8 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
     """Open the engine behind a URL, or share it; `leave` when done. Raises `SynapError`."""
     _leave_dropped(slow=scheme != "memory")
     if scheme == "memory" and not path:
-        return _open(scheme, path, options, clock)
+        with _registry:  # not while the process forks, which locks all engines that there are
+            return _open(scheme, path, options, clock)
     name = f"file://{os.path.realpath(path)}" if scheme == "file" else _name(scheme, path, options)
     registry = _registry if scheme == "memory" else _slow
     with registry:
