@@ -17,6 +17,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
+from unittest.mock import patch
 
 import pytest
 
@@ -152,6 +153,50 @@ def test_closing_a_client_in_another_loop_ends_who_waits_in_this_one(
     run(client.close())
     assert ended.wait(PATIENCE)
     thread.join(PATIENCE)
+
+
+def test_a_connection_is_closed_whose_loop_ends_before_it_comes_to_that(server: ThrowawayServer) -> None:
+    client = AsyncSynapClient(server.url, transport="native")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(client.kv.set("a", 1))
+    lane: Any = client._calls.lane
+    sock = lane._channel.connection._transport._sock
+    ask = loop.call_soon_threadsafe
+
+    def ask_and_end(*arguments: Any) -> None:
+        ask(*arguments)
+        loop.close()
+
+    with patch.object(loop, "call_soon_threadsafe", ask_and_end):
+        run(client.close())
+    assert sock.fileno() == -1
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_closing_a_client_waits_little_for_a_loop_elsewhere_that_does_nothing(
+    server: ThrowawayServer, running: bool
+) -> None:
+    client = AsyncSynapClient(server.url, transport="native")
+    over, begun = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        await client.kv.set("a", 1)
+        if running:
+            begun.set()
+            assert over.wait(PATIENCE)  # the loop is held up
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    if running:
+        assert begun.wait(PATIENCE)
+    else:
+        thread.join(PATIENCE)
+    run(client.close())
+    over.set()
+    thread.join(PATIENCE)
+    loop.run_until_complete(asyncio.sleep(0))  # it comes to it
+    loop.close()
 
 
 @pytest.mark.parametrize("lane", LANES)

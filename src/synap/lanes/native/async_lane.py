@@ -36,6 +36,12 @@ log = logging.getLogger("synap.client")
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that closing may take."""
+ELSEWHERE = 0.25
+"""Seconds that closing waits for an event loop elsewhere that is busy."""
+RESTS = 20
+"""Looks at an event loop elsewhere that doesn't run, after which nothing is expected of it."""
+LOOK = 0.001
+"""Seconds between two looks."""
 
 _current_loop = asyncio.get_running_loop
 
@@ -59,7 +65,7 @@ else:
 class _Channel(Numbers):
     """A lane's state in one event loop: a session with its numbers, and the current connection."""
 
-    __slots__ = ("_connecting", "_lane", "closing", "connection", "connections", "loop", "over")
+    __slots__ = ("_connecting", "_lane", "aborted", "closing", "connection", "connections", "loop", "over")
 
     def __init__(self, lane: AsyncNativeLane, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(uuid.uuid4().hex)
@@ -69,6 +75,8 @@ class _Channel(Numbers):
         self.closing: Set[Connection] = set()
         """Those that were idle, until they have ended."""
         self.over = False
+        self.aborted = False
+        """Whether `abort_all` was called."""
         self._lane = lane
         self._connecting: Optional[asyncio.Task[Connection]] = None
 
@@ -197,10 +205,17 @@ class _Channel(Numbers):
 
     def abort_all(self) -> None:
         """Abort all connections, and an attempt to connect."""
+        self.aborted = True
         if self._connecting is not None:
             self._connecting.cancel()
         for connection in list(self.connections):
             connection.abort("the client left it")
+
+    def close_orphaned(self) -> None:
+        """Close the sockets of all connections: their event loop is closed."""
+        self.aborted = True
+        for connection in list(self.connections):
+            connection.close_orphaned()
 
     def close_idle(self, connection: Connection) -> None:
         """Close an idle connection (`keep_alive=False`). Nobody waits for its end: who does so may be cancelled, and
@@ -374,6 +389,7 @@ class AsyncNativeLane(AsyncLane):
                 await channel.close()
             else:
                 _abort_elsewhere(channel)
+                await _aborted_elsewhere(channel)
 
     def __del__(self) -> None:
         for channel in self._channels.values():
@@ -410,5 +426,21 @@ def _abort_elsewhere(channel: _Channel) -> None:
     try:
         channel.loop.call_soon_threadsafe(channel.abort_all)
     except RuntimeError:  # that loop is closed
-        for connection in list(channel.connections):
-            connection.close_orphaned()
+        channel.close_orphaned()
+
+
+async def _aborted_elsewhere(channel: _Channel) -> None:
+    """Wait until another event loop has aborted its connections; one that ends may never come to it.
+
+    A loop that is busy, or doesn't run, is left to do so once it goes on.
+    """
+    rests = 0
+    until = monotonic() + ELSEWHERE
+    while not channel.aborted and monotonic() < until:
+        if channel.loop.is_closed():
+            channel.close_orphaned()
+            return
+        rests = 0 if channel.loop.is_running() else rests + 1
+        if rests == RESTS:
+            return
+        await asyncio.sleep(LOOK)
