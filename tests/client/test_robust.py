@@ -172,6 +172,29 @@ def test_a_connection_is_closed_whose_loop_ends_before_it_comes_to_that(server: 
     assert sock.fileno() == -1
 
 
+def test_all_loops_elsewhere_are_asked_to_close_before_one_is_waited_for(server: ThrowawayServer) -> None:
+    client = AsyncSynapClient(server.url, transport="native")
+    loops = [asyncio.new_event_loop() for _ in range(3)]
+    for loop in loops:
+        loop.run_until_complete(client.kv.set("a", 1))
+    lane: Any = client._calls.lane
+    connections = [channel.connection for channel in lane._channels.values()]
+
+    async def close_and_be_cancelled() -> None:
+        closing = asyncio.ensure_future(lane.close())
+        await asyncio.sleep(0)  # it waits for the first
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+    run(close_and_be_cancelled())
+    for loop, connection in zip(loops, connections):
+        loop.run_until_complete(asyncio.wait({connection.lost}, timeout=PATIENCE))
+        loop.close()
+        assert connection.lost.done()
+    run(client.close())
+
+
 @pytest.mark.parametrize("running", [False, True])
 def test_closing_a_client_waits_little_for_a_loop_elsewhere_that_does_nothing(
     server: ThrowawayServer, running: bool

@@ -56,8 +56,18 @@ COMMANDS: List[Tuple[str, Any]] = [
 
 
 class Caller(Session):
+    host: EngineHost
+
     def deliver(self, output: List[Output]) -> None:
         """Nobody reads it."""
+
+
+def caller(format: str = "json") -> Caller:
+    """Make a caller of an engine of its own, whose turns have no end: each batch is one slice."""
+    numbers = iter(range(10**9))
+    host = EngineHost(Engine(ids=lambda: next(numbers)))
+    host.jobs.until = float("inf")
+    return Caller(host, CODECS[format])
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=repr)
@@ -97,18 +107,16 @@ def test_each_command_of_a_batch_is_decoded_and_weighed_as_it_is_by_itself(forma
     assert [outcome.status for outcome in batching.outcomes].count("error") == 7
 
 
-def answered(session: Session, codec: Any, commands: List[Tuple[str, Any]], *, atomic: bool = True) -> List[Any]:
+def answered(session: Caller, codec: Any, commands: List[Tuple[str, Any]], *, atomic: bool = True) -> List[Any]:
     """Make a batch, and give what each command was answered: "success" or the code of its error."""
     items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in commands]
-    steps = execute_batch(session.host, session, 1, BatchRequest(items, atomic), False)  # type: ignore[arg-type]
+    steps = execute_batch(session.host, session, 1, BatchRequest(items, atomic), False)
     return [outcome.status if outcome.error is None else outcome.error.code for outcome in run(steps).results]
 
 
 def test_an_atomic_batch_whose_answers_are_too_large_together_does_nothing() -> None:
-    numbers = iter(range(10**9))
-    engine = Engine(ids=lambda: next(numbers))
-    session, codec = Caller(EngineHost(engine), CODECS["json"]), CODECS["json"]
-    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    session = caller()
+    codec, engine = session.codec, session.host.engine
     many = [{"key": f"k{number}", "value": 1} for number in range(1_000)]
     assert answered(session, codec, [("kv.mset", {"pairs": many})]) == ["success"]
     scan = ("kv.scan", {"count": 1_000})
@@ -125,15 +133,14 @@ def test_an_atomic_batch_whose_answers_are_too_large_together_does_nothing() -> 
 
 
 def test_what_a_batch_has_done_is_told_however_large_the_answers_behind_it_would_be() -> None:
-    numbers = iter(range(10**9))
-    session, codec = Caller(EngineHost(Engine(ids=lambda: next(numbers))), CODECS["json"]), CODECS["json"]
-    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    session = caller()
+    codec = session.codec
     write = ("kv.incr", {"key": "n"})
     large = ("kv.set", {"key": "large", "value": "x" * 9_000_000})
     assert answered(session, codec, [large]) == ["success"]
     commands = [write, *[("kv.get", {"key": "large"})] * 8, *[write] * 9_000]
     items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in commands]
-    steps = execute_batch(session.host, session, 1, BatchRequest(items), False)  # type: ignore[arg-type]
+    steps = execute_batch(session.host, session, 1, BatchRequest(items), False)
     answer = run(steps)
     assert [outcome.status for outcome in answer.results] == ["success"] * 8 + ["error"] + ["success"] * 9_000
     assert 62_000_000 < len(codec.encode_answer(answer)) <= MAX_ANSWER
@@ -142,9 +149,8 @@ def test_what_a_batch_has_done_is_told_however_large_the_answers_behind_it_would
 
 def test_a_read_that_is_left_out_of_a_batch_takes_nothing_along() -> None:
     """What it would have had was counted all the same, and the rest of the batch refused."""
-    numbers = iter(range(10**9))
-    session, codec = Caller(EngineHost(Engine(ids=lambda: next(numbers))), CODECS["json"]), CODECS["json"]
-    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    session = caller()
+    codec = session.codec
     assert answered(session, codec, [("kv.set", {"key": "large", "value": "x" * 9_000_000})]) == ["success"]
     read = ("kv.mget", {"keys": ["large"] * 8 + ["none"] * 992})
     outcomes = answered(session, codec, [read] * 201 + [("kv.incr", {"key": "n"})], atomic=False)
@@ -153,22 +159,19 @@ def test_a_read_that_is_left_out_of_a_batch_takes_nothing_along() -> None:
 
 def test_refusals_with_long_words_leave_room_for_what_a_batch_has_done() -> None:
     """They came before the look at how much there is, and JSON writes some characters as six."""
-    numbers = iter(range(10**9))
-    session, codec = Caller(EngineHost(Engine(ids=lambda: next(numbers))), CODECS["json"]), CODECS["json"]
-    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    session = caller()
+    codec = session.codec
     assert answered(session, codec, [("kv.set", {"key": "large", "value": "x" * 9_000_000})]) == ["success"]
     commands = [("kv.incr", {"key": "n"}), *[("kv.get", {"key": "large"})] * 7, *[("kv.get", {"\x01" * 80: 1})] * 9_900]
     items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in commands]
-    answer = run(execute_batch(session.host, session, 1, BatchRequest(items), False))  # type: ignore[arg-type]
+    answer = run(execute_batch(session.host, session, 1, BatchRequest(items), False))
     assert answer.results[0].status == "success"
     assert len(codec.encode_answer(answer)) <= MAX_ANSWER
 
 
 def test_an_atomic_batch_that_takes_too_long_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = iter(range(10**9))
-    engine = Engine(ids=lambda: next(numbers))
-    session, codec = Caller(EngineHost(engine), CODECS["json"]), CODECS["json"]
-    session.host.jobs.until = float("inf")  # type: ignore[attr-defined]
+    session = caller()
+    codec, engine = session.codec, session.host.engine
     write = ("kv.incr", {"key": "n"})
     taken, passed = itertools.count(), itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: 0.0, thread_time=lambda: next(taken) * MOST_SECONDS / 10)

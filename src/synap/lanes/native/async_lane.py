@@ -37,9 +37,9 @@ log = logging.getLogger("synap.client")
 CLOSE_TIMEOUT = 1.0
 """Seconds that closing may take."""
 ELSEWHERE = 0.25
-"""Seconds that closing waits for an event loop elsewhere that is busy."""
+"""Seconds that closing waits for event loops elsewhere that are busy."""
 RESTS = 20
-"""Looks at an event loop elsewhere that doesn't run, after which nothing is expected of it."""
+"""Looks at event loops elsewhere that don't run, after which nothing is expected of them."""
 LOOK = 0.001
 """Seconds between two looks."""
 
@@ -384,12 +384,13 @@ class AsyncNativeLane(AsyncLane):
         self.closed = True
         channels, self._channels, self._channel = list(self._channels.values()), {}, None
         here = _current_loop()
+        elsewhere = [channel for channel in channels if channel.loop is not here]
+        for channel in elsewhere:  # before anything that may be cancelled
+            _abort_elsewhere(channel)
         for channel in channels:
             if channel.loop is here:
                 await channel.close()
-            else:
-                _abort_elsewhere(channel)
-                await _aborted_elsewhere(channel)
+        await _aborted_elsewhere(elsewhere)
 
     def __del__(self) -> None:
         for channel in self._channels.values():
@@ -429,18 +430,18 @@ def _abort_elsewhere(channel: _Channel) -> None:
         channel.close_orphaned()
 
 
-async def _aborted_elsewhere(channel: _Channel) -> None:
-    """Wait until another event loop has aborted its connections; one that ends may never come to it.
+async def _aborted_elsewhere(channels: List[_Channel]) -> None:
+    """Wait until other event loops have aborted their connections; one that ends may never come to it.
 
-    A loop that is busy, or doesn't run, is left to do so once it goes on.
+    Those that are busy, or don't run, are left to do so once they go on.
     """
     rests = 0
     until = monotonic() + ELSEWHERE
-    while not channel.aborted and monotonic() < until:
-        if channel.loop.is_closed():
-            channel.close_orphaned()
-            return
-        rests = 0 if channel.loop.is_running() else rests + 1
-        if rests == RESTS:
-            return
-        await asyncio.sleep(LOOK)
+    while channels and rests < RESTS and monotonic() < until:
+        for channel in channels:
+            if not channel.aborted and channel.loop.is_closed():
+                channel.close_orphaned()
+        channels = [channel for channel in channels if not channel.aborted]
+        if channels:
+            rests = 0 if any(channel.loop.is_running() for channel in channels) else rests + 1
+            await asyncio.sleep(LOOK)

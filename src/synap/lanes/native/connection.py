@@ -213,7 +213,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _write_early(self) -> None:
         self._write()
-        if self._flush_after < MOST:  # there are more requests than in the last turn
+        if self._flush_after < MOST:  # this turn may have many more requests than the last one
             self._flush_after *= 2
 
     def _write(self) -> None:

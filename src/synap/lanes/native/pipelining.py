@@ -13,7 +13,7 @@ import sys
 from synap.lanes.native.cpus import has_cpus, overcommitted
 
 MOST = 25
-"""Requests that are always written together, as long as fewer than eight times as many are in flight."""
+"""The most requests that are written at once while fewer than eight times as many are in flight."""
 FEWEST = 4
 """Fewer requests than this are not written before the end of a turn while answers are slow."""
 QUICK = 150e-6
@@ -22,7 +22,7 @@ STEADY = 16
 """Quick answers, less `SLOW_COST` for each slow one, from which on answers are taken for quick."""
 SLOW_COST = 2
 RECHECK = 1024
-"""Answers after which the number of runnable threads is read again, and is not looked at where it was too high."""
+"""Answers after which the number of runnable threads is read again. Where it is too high, so many count as slow."""
 
 
 class Pipelining:
